@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Makes .venv: the locked environment of this checkout, on any Linux with Python 3.11 to 3.13.
+#
+#   deploy/bootstrap/bootstrap.sh          (what `make run`, `make test` and `make check` call first)
+#
+# Nothing outside the checkout changes: uv lives in .tools, the environment in .venv and, where the
+# system's C library is older than the wheels need, a private one in .runtime (see runtime.sh).
+# Set PYTHON to choose the interpreter. A second call finds the stamp of the first and returns at once.
+set -euo pipefail
+umask 022
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+here=$root/deploy/bootstrap
+stamp=$root/.venv/bootstrap.stamp
+cd "$root"
+
+say() { printf 'bootstrap: %s\n' "$*" >&2; }
+
+# ---- which Python -------------------------------------------------------------------------------
+suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+python=
+for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  if command -v "$candidate" >/dev/null 2>&1 && suits "$candidate"; then
+    python=$(command -v "$candidate"); break
+  fi
+done
+
+# ---- what a second call looks at: the lock, these scripts, the interpreter and the C library ----
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{print $2}')
+wanted=$( { cat "$here"/*.txt "$here"/*.sh pyproject.toml; echo "$root ${python:-none} ${glibc:-none}"
+            [ -z "$python" ] || "$python" -V; } | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+# ---- everything that is missing is named before anything else happens ---------------------------
+missing=()
+[ "$(uname -s)/$(uname -m)" = Linux/x86_64 ] ||
+  missing+=("Linux on x86_64: ml-metadata and tensorflow-data-validation publish wheels for nothing else ($(uname -s)/$(uname -m) here)")
+[ -n "$glibc" ] || missing+=("glibc: the wheels are built for it; musl systems such as Alpine cannot load them")
+if [ -z "$python" ]; then
+  missing+=("Python 3.11, 3.12 or 3.13 (${PYTHON:+PYTHON=$PYTHON does not give one; }apt-get install python3, or set PYTHON=/path/to/python3.12)")
+else
+  version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    missing+=("Python's venv module for $python (apt-get install python3-venv)")
+  [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
+    missing+=("Python's headers for $python, version $version (apt-get install python3-dev)")
+fi
+command -v "${CXX:-g++}" >/dev/null 2>&1 || command -v c++ >/dev/null 2>&1 ||
+  missing+=("a C++ compiler (apt-get install g++): pyfarmhash and rouge-score, which TFX needs, are built from source")
+command -v make >/dev/null 2>&1 || missing+=("make (apt-get install make)")
+if [ ${#missing[@]} -gt 0 ]; then
+  say "this machine lacks:"
+  for item in "${missing[@]}"; do say "  - $item"; done
+  say "install the above, then call again; nothing has been changed."
+  exit 1
+fi
+
+# ---- two calls at once: the second waits --------------------------------------------------------
+mkdir -p .tools
+exec 9>.tools/lock
+if command -v flock >/dev/null 2>&1; then
+  flock -n 9 || { say "another set-up is running in this checkout; waiting for it"; flock 9; }
+fi
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+began=$SECONDS
+say "setting up .venv with $("$python" -V) (3.2 GB; once)"
+rm -rf .venv
+if [ "$(cat .tools/stamp 2>/dev/null)" != "$wanted" ]; then
+  rm -rf .tools/venv
+  "$python" -m venv .tools/venv
+  .tools/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$here/tools.txt"
+  echo "$wanted" > .tools/stamp
+fi
+uv=$root/.tools/venv/bin/uv
+
+"$python" -m venv --without-pip .venv
+if [ "$(printf '%s\n' 2.38 "$glibc" | sort -V | head -n1)" != 2.38 ]; then
+  bash "$here/runtime.sh" "$root" "$python"
+fi
+
+# uv does not read pip's configuration: where a mirror is set there, it is used here too.
+if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
+  index=$("$python" -m pip config get global.index-url 2>/dev/null || true)
+  index=${PIP_INDEX_URL:-$index}
+  [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
+fi
+[ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
+export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_NO_CONFIG=1
+export UV_BUILD_CONSTRAINT=$here/build.txt UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+"$uv" pip install --quiet --python .venv/bin/python --require-hashes -r "$here/requirements.txt"
+"$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # so that the first run does not pay for it
+echo "$wanted" > "$stamp"
+say "ready in $((SECONDS - began)) s: .venv/bin/biobert-cnn --help"
