@@ -1,0 +1,275 @@
+"""What each step can be told: one frozen pydantic model a section of the configuration.
+
+`pipeline/config.py` puts the sections together and reads them from TOML; components get them as values.
+This module imports nothing but pydantic, so that reading a configuration takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Task = Literal["binary", "multiclass", "multilabel"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0)]
+METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
+Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
+# Features that the pipeline itself makes; a column to slice by cannot take one of these names.
+RESERVED_FEATURES = (
+    "text", "text_pair", "label", "labels", "id", "input_ids", "segment_ids", "length", "length_bucket",
+    "unknown", "truncated",
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """Base of all sections: an unknown key is an error, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(Section):
+    """Which column (CSV, TSV, Parquet) or key (JSONL) holds what. `pubmed_rct` files have fixed columns."""
+
+    text: Name = "text"
+    text_pair: Name | None = None  # the second segment: a question, or the context of the text
+    label: Name | None = None  # one label a row; default: "label" unless the task is multilabel
+    labels: Name | None = None  # several; joined by `label_separator`, or a list in JSONL and Parquet
+    id: Name | None = None  # the group (document): no group is ever on two sides of a split
+    slices: tuple[Name, ...] = ()  # further columns, to report metrics by
+
+
+class DataConfig(Section):
+    """Where the labelled rows are and how they become splits."""
+
+    input: Path  # a folder; relative to the configuration file
+    format: Literal["csv", "tsv", "jsonl", "parquet", "pubmed_rct"] = "csv"
+    # Glob by split, inside `input`; `{SPAN}` and `{VERSION}` as in TFX: "span-{SPAN}/train.csv".
+    # Either two or three splits by file (train, eval, optionally test), or one entry "all" that is split by hash.
+    splits: dict[Literal["train", "eval", "test", "all"], Name]
+    hash_split: dict[Literal["train", "eval", "test"], PositiveInt] = {"train": 8, "eval": 1, "test": 1}
+    columns: Columns = Columns()
+    label_separator: Annotated[str, Field(min_length=1)] = ";"
+    neighbours: bool = (
+        False  # text_pair := previous and next sentence of the same document (same `id`, adjacent)
+    )
+    drop_leaked: bool = False  # drop training rows whose text also stands in eval or test
+    max_characters: PositiveInt = 1_000_000  # a longer text is a bad row
+    max_bad_share: Share = 0.01  # above this share of bad rows the run stops
+
+    @model_validator(mode="after")
+    def _splits_are_complete(self) -> DataConfig:
+        names = set(self.splits)
+        if "all" in names and names != {"all"}:
+            raise ValueError("splits: 'all' (split by hash) cannot stand beside splits by file")
+        if "all" not in names and not {"train", "eval"} <= names:
+            raise ValueError(
+                "splits: give 'train' and 'eval' (and, better, 'test'), or 'all' to split by hash"
+            )
+        if not {"train", "eval"} <= set(self.hash_split):
+            raise ValueError("hash_split: give the shares of 'train' and 'eval' (and, better, 'test')")
+        spans = {"{SPAN}" in glob for glob in self.splits.values()}
+        versions = {"{VERSION}" in glob for glob in self.splits.values()}
+        if len(spans) > 1 or len(versions) > 1:
+            raise ValueError("splits: {SPAN} and {VERSION} must stand in every glob or in none")
+        if versions == {True} and spans == {False}:
+            raise ValueError("splits: {VERSION} needs {SPAN} beside it")
+        if self.neighbours and self.columns.text_pair:
+            raise ValueError(
+                "neighbours: text_pair comes either from a column or from the neighbours, not both"
+            )
+        if self.neighbours and not self.columns.id and self.format != "pubmed_rct":
+            raise ValueError("neighbours: name the column that holds the document in columns.id")
+        reserved = [name for name in self.columns.slices if name in RESERVED_FEATURES]
+        if reserved:
+            raise ValueError(
+                f"columns.slices: {reserved} are names of the pipeline itself; rename the column"
+            )
+        return self
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether examples hold the feature `text_pair`."""
+        return self.neighbours or self.columns.text_pair is not None
+
+    @property
+    def has_id(self) -> bool:
+        """Whether examples hold the feature `id`."""
+        return self.columns.id is not None or self.format == "pubmed_rct"
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that come out, in the order train, eval, test."""
+        source = self.hash_split if "all" in self.splits else self.splits
+        return tuple(name for name in ("train", "eval", "test") if name in source)
+
+
+class TokenizerConfig(Section):
+    """WordPiece; the default vocabulary is the shipped one of BioBERT (cased)."""
+
+    vocab: Path | None = None  # None: the shipped BioBERT vocabulary
+    lower_case: bool = False
+    max_length: Annotated[int, Field(ge=3)] = 128  # tokens, special ones included; longer texts are truncated
+
+
+class EncoderConfig(Section):
+    """The geometry of BERT, by the names of its `config.json`; values given here override the file's."""
+
+    config: Path | None = None  # a BERT config.json
+    weights: str | None = None  # None: random; else a checkpoint, folder or hub name (components/encoder)
+    hidden_size: PositiveInt | None = None
+    num_hidden_layers: Annotated[int, Field(ge=0)] | None = None  # 0: embeddings alone
+    num_attention_heads: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    max_position_embeddings: PositiveInt | None = None
+    hidden_dropout_prob: Share | None = None
+    attention_probs_dropout_prob: Share | None = None
+    trainable: bool = True
+
+
+HeadKind = Literal["flatten", "stacked", "global_max", "multi_width", "attention", "cls"]
+
+
+class HeadConfig(Section):
+    """The CNN over the token embeddings.
+
+    `flatten`, `stacked` and `global_max` are the tutorial's three, `multi_width` is Kim (2014), `attention`
+    pools by learned weights, `cls` is the control without a CNN.
+    """
+
+    kind: HeadKind = "multi_width"
+    widths: tuple[PositiveInt, ...] = (2, 3, 4, 5)  # stacked: one after the other; multi_width: in parallel
+    filters: tuple[PositiveInt, ...] = (160,)  # one for all, or one each
+    pool_size: PositiveInt = 2  # flatten: max-pool before flattening
+    dense_units: Annotated[int, Field(ge=0)] = 0  # a hidden dense layer before the output; 0: none
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    batch_norm: bool = False  # `stacked` always normalises
+    pool_by_segment: bool = True  # pairs: pool the two segments apart
+
+    @model_validator(mode="after")
+    def _filters_fit_widths(self) -> HeadConfig:
+        if not self.widths:
+            raise ValueError("widths: give at least one")
+        if len(self.filters) not in (1, len(self.widths)):
+            raise ValueError(f"filters: give one number, or one for each of the {len(self.widths)} widths")
+        return self
+
+
+class TrainingConfig(Section):
+    """Optimisation: AdamW, warm-up then linear decay to zero, early stopping with the best weights kept."""
+
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    warmup_share: Share = 0.1  # of all steps
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # not on biases and norms
+    clip_norm: PositiveFloat = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
+    metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
+    patience: PositiveInt = 2  # epochs without a better metric
+    buckets: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths
+    mixed_precision: bool = False  # bfloat16 on GPU, and on CPUs that have it
+    checkpoint_steps: PositiveInt = 200  # a killed run goes on from the newest
+    seed: Annotated[int, Field(ge=0)] = 1
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_grow(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("buckets: lengths must grow")
+        return value
+
+
+class ValidationConfig(Section):
+    """What stops a run before training. Thresholds are TFDV's; None switches a comparison off."""
+
+    schema_file: Path | None = (
+        None  # a curated schema (`biobert-cnn schema freeze`); None: inferred on the first run
+    )
+    label_drift: PositiveFloat | None = None  # L-infinity norm against the previous span
+    length_drift: PositiveFloat | None = None  # Jensen-Shannon divergence of text lengths
+    serving_logs: str | None = None  # glob of TFRecords of PredictionLog, from the model server
+    length_skew: PositiveFloat | None = None  # Jensen-Shannon divergence against the serving logs
+    min_examples: PositiveInt = 10  # in every split
+    min_label_count: Annotated[int, Field(ge=0)] = 2  # rows of every label in train
+    max_unknown_share: Share = 0.1  # share of [UNK] among a split's tokens
+    min_token_coverage: Share = 0.9  # share of a split's white-space separated words that WordPiece covers
+
+
+class Gate(Section):
+    """One bound on one metric of the evaluated split. At least one bound must be given."""
+
+    metric: Metric | Literal["calibration_error"] = "macro_f1"
+    label: str | None = (
+        None  # None: over all labels; else that label's `f1`, `precision` or `recall` in `measure`
+    )
+    measure: Literal["f1", "precision", "recall"] | None = None
+    min: float | None = None
+    max: float | None = None
+    min_gain_over_blessed: float | None = None  # e.g. -0.01: at most one point below the latest blessed model
+    min_gain_over_baseline: float | None = None  # against TF-IDF + linear SVM of the same run
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Gate:
+        bounds = (self.min, self.max, self.min_gain_over_blessed, self.min_gain_over_baseline)
+        if all(bound is None for bound in bounds):
+            raise ValueError("give min, max, min_gain_over_blessed or min_gain_over_baseline")
+        if (self.label is None) != (self.measure is None):
+            raise ValueError("label and measure belong together: the label's f1, precision or recall")
+        if self.min_gain_over_baseline is not None and self.metric in ("pr_auc", "calibration_error"):
+            raise ValueError(
+                "min_gain_over_baseline: the SVM gives decisions, not probabilities; use accuracy or an F1"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """TFMA's metrics and slices, and the gates."""
+
+    split: Literal["eval", "test"] = "test"
+    gates: tuple[Gate, ...] = (Gate(metric="macro_f1", min_gain_over_baseline=0.0),)
+    length_bounds: tuple[PositiveInt, ...] = (16, 32, 64)  # tokens; slices by length
+    bootstrap_samples: Annotated[int, Field(ge=0)] = 20  # Poisson bootstrap of TFMA; 0: no intervals
+    paired_samples: PositiveInt = 2000  # paired bootstrap against the baseline
+    baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
+
+
+class ServingConfig(Section):
+    """The serving check and what is pushed."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "biobert_cnn"
+    check_examples: PositiveInt = 32  # raw texts sent to the server before a push
+    tolerance: PositiveFloat = 1e-5  # against the trainer's own probabilities
+    max_latency_ms: PositiveFloat = 1000.0  # median of single-text requests
+    load_timeout_s: Seconds = 120.0
+    warmup_requests: PositiveInt = 4
+    keep_versions: PositiveInt = 5
+
+
+class BeamConfig(Section):
+    """How Beam runs. `auto` keeps small data in this process and spreads large data over worker processes."""
+
+    mode: Literal["auto", "in_memory", "multi_processing"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0  # 0: one a core
+    parallel_above_mb: PositiveInt = 64  # auto: input larger than this goes to worker processes
+    pipeline_args: tuple[str, ...] = ()  # e.g. --runner=DataflowRunner; replaces all of the above
+
+
+class PathsConfig(Section):
+    """Where results go; relative paths start from the working directory."""
+
+    root: Path | None = None  # artifacts, metadata, logs; None: runs/<configuration's name>
+    serving: Path | None = None  # versions for the model server; None: <root>/serving/<model name>

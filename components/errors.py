@@ -1,0 +1,44 @@
+"""The errors that a user can meet; each message names the thing, the place and the remedy.
+
+PipelineError
+├── ConfigError       the configuration, or what it points at, is not usable      (exit status 2)
+├── DataError         the data must not be learned from as it is                  (exit status 1)
+├── CheckpointError   weights, vocabulary and configuration do not fit together   (exit status 1)
+├── ServingError      the exported model does not answer as it must               (exit status 1)
+├── PushError         a version cannot be published or rolled back                (exit status 1)
+└── BusyError         another run holds the pipeline root                         (exit status 1)
+
+No message ever holds a text of the data: files, line numbers and counts say where to look.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that end a command with one clear message and no traceback."""
+
+    exit_status = 1
+
+
+class ConfigError(PipelineError):
+    """A key, a value or a file that the configuration names is wrong."""
+
+    exit_status = 2
+
+
+class DataError(PipelineError):
+    """Rows, statistics or anomalies that stop a run before anything is learned from them."""
+
+
+class CheckpointError(PipelineError):
+    """Encoder weights that are missing, misshapen or at odds with the vocabulary or configuration."""
+
+
+class ServingError(PipelineError):
+    """The model server refused the exported model or answered differently from the trainer."""
+
+
+class PushError(PipelineError):
+    """A model version could not be published, or the version to go back to does not exist."""
+
+
+class BusyError(PipelineError):
+    """Another process is working on the same pipeline root."""

@@ -1,0 +1,230 @@
+"""One configuration: TOML → pydantic, validated whole before anything runs.
+
+    config = load_config("pipeline/configs/default.toml", ["training.epochs=1"])
+
+Relative input paths start from the configuration file, output paths from the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from components import config as sections
+from components.errors import ConfigError
+
+SHIPPED = Path(__file__).parent / "data"
+
+
+class Config(sections.Section):
+    """The whole configuration; every section but `labels`, `task` and `data` has defaults."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    task: sections.Task
+    labels: Annotated[tuple[sections.Name, ...], Field(min_length=1)]  # in the order of the probabilities
+    data: sections.DataConfig
+    tokenizer: sections.TokenizerConfig = sections.TokenizerConfig()
+    encoder: sections.EncoderConfig = sections.EncoderConfig()
+    head: sections.HeadConfig = sections.HeadConfig()
+    training: sections.TrainingConfig = sections.TrainingConfig()
+    validation: sections.ValidationConfig = sections.ValidationConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    serving: sections.ServingConfig = sections.ServingConfig()
+    beam: sections.BeamConfig = sections.BeamConfig()
+    paths: sections.PathsConfig = sections.PathsConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Config:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label stands there twice")
+        if self.task == "binary" and len(self.labels) != 2:
+            raise ValueError(
+                f"labels: a binary task has two, the positive one last; {len(self.labels)} given"
+            )
+        if self.task == "multiclass" and len(self.labels) < 2:
+            raise ValueError("labels: a multiclass task has at least two")
+        columns = self.data.columns
+        if self.task == "multilabel" and columns.label:
+            raise ValueError("data.columns.label: a multilabel task reads data.columns.labels")
+        if self.task != "multilabel" and columns.labels:
+            raise ValueError(f"data.columns.labels: a {self.task} task reads data.columns.label")
+        if self.task == "multilabel" and self.data.format == "pubmed_rct":
+            raise ValueError("data.format: pubmed_rct has one label a sentence; the task is multilabel")
+        bad = [s for s in self.labels if self.task == "multilabel" and self.data.label_separator in s]
+        if bad:
+            raise ValueError(
+                f"data.label_separator: {self.data.label_separator!r} stands inside the label {bad[0]!r}"
+            )
+        if self.evaluation.split not in self.data.split_names:
+            raise ValueError(
+                f"evaluation.split: there is no split {self.evaluation.split!r}; data.splits gives "
+                f"{', '.join(self.data.split_names)}"
+            )
+        for gate in self.evaluation.gates:
+            if gate.label is not None and gate.label not in self.labels:
+                raise ValueError(f"evaluation.gates: {gate.label!r} is not one of the labels")
+            if gate.min_gain_over_baseline is not None and not self.evaluation.baseline:
+                raise ValueError("evaluation.gates: min_gain_over_baseline needs evaluation.baseline = true")
+        weights = self.training.class_weights
+        if isinstance(weights, dict) and set(weights) != set(self.labels):
+            raise ValueError(
+                "training.class_weights: give a weight for every label, or 'balanced', or 'none'"
+            )
+        if self.tokenizer.max_length < 5 and self.data.has_pairs:
+            raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
+        return self
+
+    @property
+    def label_column(self) -> str:
+        """The column of the label, or of the labels when the task is multilabel."""
+        columns = self.data.columns
+        if self.task == "multilabel":
+            return columns.labels or "labels"
+        return columns.label or "label"
+
+    @property
+    def vocab_file(self) -> Path:
+        """The WordPiece vocabulary, one token a line."""
+        return self.tokenizer.vocab or SHIPPED / "biobert" / "vocab.txt"
+
+    @property
+    def encoder_config_file(self) -> Path:
+        """The BERT config.json that `encoder`'s own values override."""
+        return self.encoder.config or SHIPPED / "biobert" / "config.json"
+
+    @property
+    def root(self) -> Path:
+        """The pipeline root: artifacts, metadata, logs."""
+        return (self.paths.root or Path("runs") / self.name).absolute()
+
+    @property
+    def serving_dir(self) -> Path:
+        """The base path of the model server: one folder a version."""
+        return (self.paths.serving or self.root / "serving" / self.serving.model_name).absolute()
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads and validates a configuration, paths made absolute.
+
+    Args:
+      path: a TOML file.
+      overrides: `key.subkey=value` each; the value is TOML, or a plain string where it is not.
+
+    Raises:
+      ConfigError: naming the key, the value and what would be right.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+    raw.setdefault("name", path.stem)
+    # Where a relative path starts is settled before an override may replace it.
+    _rebase(raw, path.absolute().parent)
+    for override in overrides:
+        _override(raw, override)
+    _rebase(raw, Path.cwd())
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+    _check_files(path, config)
+    return config
+
+
+_INPUT_PATHS = (
+    ("data", "input"), ("tokenizer", "vocab"), ("encoder", "config"), ("validation", "schema_file"),
+    ("validation", "serving_logs"),
+)  # fmt: skip
+
+
+def _rebase(raw: dict[str, Any], base: Path) -> None:
+    for section, key in _INPUT_PATHS:
+        value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
+        if isinstance(value, str) and "://" not in value:
+            # normpath without resolving links: the fingerprint of a run must not depend on them
+            raw[section][key] = str((base / value).absolute())
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: write section.key=value, for example --set training.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = raw
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override}: {part!r} is a value, not a section")
+    target[parts[-1]] = value
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f"{path}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"is not a known key; {_neighbours(item['loc'])}"
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] != "value_error" or not isinstance(item["input"], dict):
+            message = f"{message}; {json.dumps(item['input'], default=str)} given"
+        lines.append(f"  {key}: {message}")
+    return "\n".join(lines)
+
+
+def _neighbours(location: tuple[Any, ...]) -> str:
+    """Names the keys that stand where the unknown one was written, the likeliest first."""
+    import difflib
+
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return "remove it"
+        annotation = field.annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if hasattr(c, "model_fields")), None)
+    keys = list(getattr(model, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(keys)}"
+
+
+def _check_files(path: Path, config: Config) -> None:
+    wanted = {
+        "data.input": config.data.input,
+        "tokenizer.vocab": config.vocab_file,
+        "encoder.config": config.encoder_config_file,
+        "validation.schema_file": config.validation.schema_file,
+    }
+    lines = [
+        f"  {key}: {value} does not exist"
+        for key, value in wanted.items()
+        if value is not None and not value.exists()
+    ]
+    if not lines and not config.data.input.is_dir():
+        lines.append(
+            f"  data.input: {config.data.input} is a file; name its folder, and the file in data.splits"
+        )
+    if not lines:
+        for split, glob in config.data.splits.items():
+            pattern = glob.replace("{SPAN}", "*").replace("{VERSION}", "*")
+            if next(config.data.input.glob(pattern), None) is None:
+                lines.append(f"  data.splits.{split}: no file matches {glob!r} in {config.data.input}")
+    if lines:
+        raise ConfigError("\n".join([f"{path}: what it points at is missing", *lines]))
