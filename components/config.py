@@ -28,7 +28,7 @@ Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
 RESERVED_FEATURES = (
     "text", "text_pair", "label", "labels", "id", "input_ids", "segment_ids", "length", "length_bucket",
-    "unknown", "truncated",
+    "unknown", "truncated", "key",
 )  # fmt: skip
 
 
@@ -55,7 +55,8 @@ class DataConfig(Section):
     input: Path  # a folder; relative to the configuration file
     format: Literal["csv", "tsv", "jsonl", "parquet", "pubmed_rct"] = "csv"
     # Glob by split, inside `input`; `{SPAN}` and `{VERSION}` as in TFX: "span-{SPAN}/train.csv".
-    # Either two or three splits by file (train, eval, optionally test), or one entry "all" that is split by hash.
+    # Either two or three splits by file (train, eval, optionally test), or one entry
+    # "all" that is split by hash of the group.
     splits: dict[Literal["train", "eval", "test", "all"], Name]
     hash_split: dict[Literal["train", "eval", "test"], PositiveInt] = {"train": 8, "eval": 1, "test": 1}
     columns: Columns = Columns()
