@@ -207,7 +207,7 @@ class ValidationConfig(Section):
     min_examples: PositiveInt = 10  # in every split
     min_label_count: Annotated[int, Field(ge=0)] = 2  # rows of every label in train
     max_unknown_share: Share = 0.1  # share of [UNK] among a split's tokens
-    min_token_coverage: Share = 0.9  # share of a split's white-space separated words that WordPiece covers
+    min_token_coverage: Share = 0.5  # share of words that stand whole in the vocabulary, mean over texts
 
 
 class Gate(Section):

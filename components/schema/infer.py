@@ -1,0 +1,96 @@
+"""The two schemas of a run: one that data is validated against, and one that examples are parsed by.
+
+The first, inferred by TFDV or curated by a person, has the label's domain and bounds on the texts' measures. The
+second follows from the configuration alone: it names the features that stand in an example.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tensorflow_data_validation as tfdv
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
+
+from components.errors import ConfigError
+from components.statistics.derive import COVERAGE, DERIVED_FEATURES, TOKENS
+
+
+def infer_schema(
+    statistics: list[statistics_pb2.DatasetFeatureStatisticsList], labels: list[str], label_feature: str
+) -> schema_pb2.Schema:
+    """A schema that all given statistics satisfy, the label's domain being the configured labels."""
+    schema = tfdv.infer_schema(statistics[0], infer_feature_shape=False)
+    for more in statistics[1:]:
+        schema = tfdv.update_schema(schema, more, infer_feature_shape=False)
+    for feature in schema.feature:
+        if feature.name in DERIVED_FEATURES:
+            feature.lifecycle_stage = schema_pb2.LifecycleStage.VALIDATION_DERIVED
+            feature.presence.min_fraction, feature.presence.min_count = 1.0, 1
+            _bound(feature)
+        elif feature.name == label_feature:
+            feature.ClearField("domain_info")
+            feature.ClearField("domain")
+            feature.string_domain.name = label_feature
+            feature.string_domain.value.extend(labels)
+        elif feature.HasField("domain") or feature.WhichOneof("domain_info") == "string_domain":
+            # A column to slice by (a journal, a year) gets new values with every span: that is no anomaly.
+            feature.ClearField("domain_info")
+    used = {feature.domain for feature in schema.feature if feature.domain}
+    for domain in [domain for domain in schema.string_domain if domain.name not in used]:
+        schema.string_domain.remove(domain)
+    return schema
+
+
+def _bound(feature: schema_pb2.Feature) -> None:
+    feature.ClearField("domain_info")
+    if feature.name == COVERAGE:
+        feature.float_domain.min, feature.float_domain.max = 0.0, 1.0
+    else:
+        feature.int_domain.min = 1 if feature.name == TOKENS else 0
+
+
+def example_schema(
+    label_feature: str, multilabel: bool, has_pairs: bool, has_id: bool, slices: list[str]
+) -> schema_pb2.Schema:
+    """What stands in a raw example: bytes, one value each, but for the labels of a multi-label task."""
+    schema = schema_pb2.Schema()
+    names = [
+        "text",
+        *(["text_pair"] if has_pairs else []),
+        *(["id"] if has_id else []),
+        *slices,
+        label_feature,
+    ]
+    for name in names:
+        feature = schema.feature.add(name=name, type=schema_pb2.BYTES)
+        if name == label_feature and multilabel:
+            feature.value_count.min = 0
+        else:
+            feature.shape.dim.add(size=1)
+            feature.presence.min_fraction, feature.presence.min_count = 1.0, 1
+    return schema
+
+
+def read_schema(path: str | Path, labels: list[str], label_feature: str) -> schema_pb2.Schema:
+    """Reads a curated schema and checks that it speaks of this task's labels.
+
+    Raises:
+      ConfigError: naming the file, the place and the remedy.
+    """
+    schema = schema_pb2.Schema()
+    try:
+        text_format.Parse(Path(path).read_text(encoding="utf-8"), schema)
+    except text_format.ParseError as error:
+        raise ConfigError(f"validation.schema_file: {path} is not a schema in text form: {error}") from None
+    domains = {domain.name: list(domain.value) for domain in schema.string_domain}
+    for feature in schema.feature:
+        if feature.name == label_feature:
+            values = list(feature.string_domain.value) or domains.get(feature.domain, [])
+            if values != list(labels):
+                raise ConfigError(
+                    f"validation.schema_file: {path} gives {label_feature} the values {values}, the configuration has "
+                    f"labels = {list(labels)}; make them equal"
+                )
+            return schema
+    raise ConfigError(f"validation.schema_file: {path} has no feature {label_feature!r}")

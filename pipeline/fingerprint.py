@@ -1,0 +1,102 @@
+"""Whether anything has changed since the last run: fingerprints of data, configuration and code.
+
+Nothing heavy is imported here, so that a run with nothing to do ends in a moment. A file is read again only when its
+size or its times differ from those noted with its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.config import Config
+
+_ROOT = Path(__file__).resolve().parent.parent
+# Packages whose version decides what a run computes; the lock pins the rest along with them.
+_PACKAGES = ("tfx", "tensorflow", "tensorflow-text", "keras", "apache-beam", "scikit-learn", "tensorflow-model-analysis")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileHashes:
+    """sha256 by file, remembered in `cache` together with the file's size and times."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        try:
+            self._known: dict[str, list] = json.loads(cache.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            self._known = {}
+        self._changed = False
+
+    def of(self, path: Path) -> str:
+        """The hash of `path`, read again only when the file has changed."""
+        status = path.stat()
+        mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self._known.get(str(path))
+        if known is None or known[0] != mark:
+            known = self._known[str(path)] = [mark, file_hash(path)]
+            self._changed = True
+        return known[1]
+
+    def save(self) -> None:
+        """Keeps what was read, where the folder can be written."""
+        if self._changed:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(self._known), encoding="utf-8")
+            temporary.replace(self._cache)
+
+
+def input_files(config: Config) -> list[Path]:
+    """Every file that a run may read: data of all spans, vocabulary, encoder, schema, serving logs."""
+    found: set[Path] = {config.vocab_file, config.encoder_config_file}
+    for glob in config.data.splits.values():
+        found.update(config.data.input.glob(glob.replace("{SPAN}", "*").replace("{VERSION}", "*")))
+    if config.validation.schema_file is not None:
+        found.add(config.validation.schema_file)
+    if config.validation.serving_logs is not None:
+        logs = Path(config.validation.serving_logs)
+        found.update(logs.parent.glob(logs.name))
+    weights = Path(config.encoder.weights) if config.encoder.weights else None
+    if weights is not None and weights.exists():
+        found.update(path for path in weights.rglob("*") if path.is_file()) if weights.is_dir() else found.add(weights)
+    return sorted(path for path in found if path.is_file())
+
+
+def code_fingerprint(*parts: str) -> str:
+    """sha256 of the product's own code and of the versions of what it stands on.
+
+    Args:
+      *parts: folders or files, for example "components/transform"; none: all of it.
+    """
+    digest = hashlib.sha256()
+    digest.update(repr(sys.version_info[:3]).encode())
+    for package in _PACKAGES:
+        try:
+            digest.update(f"{package}=={metadata.version(package)}\n".encode())
+        except metadata.PackageNotFoundError:
+            digest.update(f"{package} is not installed\n".encode())
+    for part in parts or ("pipeline", "components", "serving"):
+        path = _ROOT / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(_ROOT)} {file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def run_fingerprint(config: Config, hashes: FileHashes) -> str:
+    """sha256 of all that decides a run's result: configuration, data and code."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(code_fingerprint().encode())
+    for file in input_files(config):
+        digest.update(f"{file} {hashes.of(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""The pipeline's graph: wiring only, in the order in which the data flows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tfx.components import ExampleValidator, Trainer, Transform
+from tfx.dsl.components.common import resolver
+from tfx.orchestration import metadata, pipeline
+from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
+from tfx.types import Channel, standard_artifacts
+
+from components.evaluation.component import TextEvaluator
+from components.examples.component import TextExampleGen
+from components.push.component import Push
+from components.push.live_model import LiveModelStrategy
+from components.schema.component import TextSchemaGen
+from components.serving_check.component import ServingCheck
+from components.statistics.component import TextStatisticsGen
+from components.validation.component import DataGate
+from components.validation.previous import PreviousStatisticsStrategy
+from pipeline.config import Config
+from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash
+
+# Node ids, in order: what `run --from` and `--to` take, and what a summary names.
+STEPS = (
+    "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
+    "serving_check", "push",
+)  # fmt: skip
+
+
+def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_config_pb2.RangeConfig | None = None):
+    """The TFX pipeline of a configuration.
+
+    Args:
+      config: validated.
+      facts: what the pushed version's lineage says of this run beside the artifacts (fingerprint, code revision).
+      range_config: which spans to read; None: the newest.
+    """
+    task, labels, data = config.task, list(config.labels), config.data
+    slices = list(data.columns.slices)
+    vocab, lower_case = str(config.vocab_file), config.tokenizer.lower_case
+    splits = list(data.split_names)
+
+    examples = TextExampleGen(
+        input_base=str(data.input),
+        data=data,
+        task=task,
+        labels=labels,
+        label_column=config.label_column,
+        range_config=range_config,
+        report_dir=str(config.root / "dead_letters"),
+        code=code_fingerprint("components/examples"),
+    ).with_id("examples")
+
+    statistics = TextStatisticsGen(
+        examples=examples.outputs["examples"],
+        vocab_file=vocab,
+        lower_case=lower_case,
+        code=code_fingerprint("components/statistics", "components/transform"),
+    ).with_id("statistics")
+
+    schema = TextSchemaGen(
+        statistics=statistics.outputs["statistics"],
+        task=task,
+        labels=labels,
+        has_pairs=data.has_pairs,
+        has_id=data.has_id,
+        slices=slices,
+        curated=config.validation.schema_file,
+        curated_hash=file_hash(config.validation.schema_file) if config.validation.schema_file else "",
+        code=code_fingerprint("components/schema"),
+    ).with_id("schema")
+
+    anomalies = ExampleValidator(
+        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
+    ).with_id("anomalies")
+
+    previous = resolver.Resolver(
+        strategy_class=PreviousStatisticsStrategy,
+        statistics=Channel(type=standard_artifacts.ExampleStatistics, producer_component_id="statistics"),
+    ).with_id("previous_statistics")
+
+    gate = DataGate(
+        statistics=statistics.outputs["statistics"],
+        schema=schema.outputs["schema"],
+        anomalies=anomalies.outputs["anomalies"],
+        previous_statistics=previous.outputs["statistics"],
+        validation=config.validation,
+        task=task,
+        labels=labels,
+        vocab_file=vocab,
+        lower_case=lower_case,
+        logs_fingerprint=_logs_fingerprint(config),
+        code=code_fingerprint("components/validation"),
+    ).with_id("data_gate")
+
+    transform = Transform(
+        examples=examples.outputs["examples"],
+        schema=schema.outputs["example_schema"],
+        preprocessing_fn="components.transform.preprocessing.preprocessing_fn",
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=splits),
+        # Its statistics would list texts; ours (step 2) do not.
+        disable_statistics=True,
+        custom_config={
+            "vocab_file": vocab,
+            "vocab_hash": file_hash(config.vocab_file),
+            "lower_case": lower_case,
+            "max_length": config.tokenizer.max_length,
+            "pairs": data.has_pairs,
+            "task": task,
+            "labels": labels,
+            "passthrough": [],
+            "code": code_fingerprint("components/transform"),
+        },
+    ).with_id("transform")
+    transform.add_upstream_node(gate)
+
+    trainer = Trainer(
+        run_fn="components.trainer.run_fn.run_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        custom_config={
+            "task": task,
+            "labels": labels,
+            "pairs": data.has_pairs,
+            "vocab_file": vocab,
+            "lower_case": lower_case,
+            "max_length": config.tokenizer.max_length,
+            "encoder_config_file": str(config.encoder_config_file),
+            "encoder": config.encoder.model_dump(mode="json"),
+            "head": config.head.model_dump(mode="json"),
+            "training": config.training.model_dump(mode="json"),
+            "checkpoint_dir": str(config.root / "checkpoints"),
+            "code": code_fingerprint("components/encoder", "components/classifier", "components/trainer"),
+        },
+    ).with_id("trainer")
+
+    live = resolver.Resolver(
+        strategy_class=LiveModelStrategy,
+        config={"serving_dir": str(config.serving_dir)},
+        model=Channel(type=standard_artifacts.Model, producer_component_id="trainer"),
+        pushed_model=Channel(type=standard_artifacts.PushedModel, producer_component_id="push"),
+    ).with_id("live_model")
+
+    evaluator = TextEvaluator(
+        examples=examples.outputs["examples"],
+        model=trainer.outputs["model"],
+        baseline_model=live.outputs["model"],
+        task=task,
+        labels=labels,
+        evaluation=config.evaluation,
+        slices=slices,
+        pairs=data.has_pairs,
+        code=code_fingerprint("components/evaluation"),
+    ).with_id("evaluator")
+
+    check = ServingCheck(
+        model=trainer.outputs["model"],
+        model_run=trainer.outputs["model_run"],
+        examples=examples.outputs["examples"],
+        model_blessing=evaluator.outputs["blessing"],
+        serving=config.serving,
+        code=code_fingerprint("components/serving_check", "serving"),
+    ).with_id("serving_check")
+
+    push = Push(
+        model=trainer.outputs["model"],
+        model_run=trainer.outputs["model_run"],
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=check.outputs["blessing"],
+        evaluation=evaluator.outputs["evaluation"],
+        examples=examples.outputs["examples"],
+        serving_dir=str(config.serving_dir),
+        keep_versions=config.serving.keep_versions,
+        facts=facts,
+    ).with_id("push")
+
+    return pipeline.Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=str(config.root / "artifacts"),
+        components=[
+            examples, statistics, schema, anomalies, previous, gate, transform, trainer, live, evaluator, check, push,
+        ],  # fmt: skip
+        enable_cache=True,
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(config.root / "metadata.sqlite")),
+        beam_pipeline_args=beam_arguments(config),
+    )
+
+
+def beam_arguments(config: Config) -> list[str]:
+    """Small data stays in this process; large data is spread over workers, each of which imports TensorFlow."""
+    beam = config.beam
+    if beam.pipeline_args:
+        return list(beam.pipeline_args)
+    mode = beam.mode
+    if mode == "auto":
+        mode = "multi_processing" if _input_bytes(config) > beam.parallel_above_mb * 2**20 else "in_memory"
+    workers = beam.workers if mode == "multi_processing" else 1
+    return ["--runner=DirectRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+
+
+def _input_bytes(config: Config) -> int:
+    """Bytes of one span's files (of all files where there are no spans)."""
+    import re
+
+    from pipeline.fingerprint import input_files
+
+    sizes: dict[str, int] = {}
+    pattern = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+    spans = any("{SPAN}" in glob for glob in config.data.splits.values())
+    for file in input_files(config):
+        if file.is_relative_to(config.data.input):
+            numbers = pattern.findall(str(file.relative_to(config.data.input))) if spans else []
+            key = numbers[0] if numbers else ""
+            sizes[key] = sizes.get(key, 0) + file.stat().st_size
+    return max(sizes.values(), default=0)
+
+
+def _logs_fingerprint(config: Config) -> str:
+    if config.validation.serving_logs is None:
+        return ""
+    logs = Path(config.validation.serving_logs)
+    hashes = FileHashes(config.root / "file_hashes.json")
+    return ",".join(hashes.of(file) for file in sorted(logs.parent.glob(logs.name)))
+
