@@ -42,9 +42,7 @@ class Config(sections.Section):
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label stands there twice")
         if self.task == "binary" and len(self.labels) != 2:
-            raise ValueError(
-                f"labels: a binary task has two, the positive one last; {len(self.labels)} given"
-            )
+            raise ValueError(f"labels: a binary task has two, the positive one last; {len(self.labels)} given")
         if self.task == "multiclass" and len(self.labels) < 2:
             raise ValueError("labels: a multiclass task has at least two")
         columns = self.data.columns
@@ -56,9 +54,7 @@ class Config(sections.Section):
             raise ValueError("data.format: pubmed_rct has one label a sentence; the task is multilabel")
         bad = [s for s in self.labels if self.task == "multilabel" and self.data.label_separator in s]
         if bad:
-            raise ValueError(
-                f"data.label_separator: {self.data.label_separator!r} stands inside the label {bad[0]!r}"
-            )
+            raise ValueError(f"data.label_separator: {self.data.label_separator!r} stands inside the label {bad[0]!r}")
         if self.evaluation.split not in self.data.split_names:
             raise ValueError(
                 f"evaluation.split: there is no split {self.evaluation.split!r}; data.splits gives "
@@ -71,9 +67,7 @@ class Config(sections.Section):
                 raise ValueError("evaluation.gates: min_gain_over_baseline needs evaluation.baseline = true")
         weights = self.training.class_weights
         if isinstance(weights, dict) and set(weights) != set(self.labels):
-            raise ValueError(
-                "training.class_weights: give a weight for every label, or 'balanced', or 'none'"
-            )
+            raise ValueError("training.class_weights: give a weight for every label, or 'balanced', or 'none'")
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
         return self
@@ -213,14 +207,10 @@ def _check_files(path: Path, config: Config) -> None:
         "validation.schema_file": config.validation.schema_file,
     }
     lines = [
-        f"  {key}: {value} does not exist"
-        for key, value in wanted.items()
-        if value is not None and not value.exists()
+        f"  {key}: {value} does not exist" for key, value in wanted.items() if value is not None and not value.exists()
     ]
     if not lines and not config.data.input.is_dir():
-        lines.append(
-            f"  data.input: {config.data.input} is a file; name its folder, and the file in data.splits"
-        )
+        lines.append(f"  data.input: {config.data.input} is a file; name its folder, and the file in data.splits")
     if not lines:
         for split, glob in config.data.splits.items():
             pattern = glob.replace("{SPAN}", "*").replace("{VERSION}", "*")

@@ -17,7 +17,15 @@ from pipeline.config import Config
 
 _ROOT = Path(__file__).resolve().parent.parent
 # Packages whose version decides what a run computes; the lock pins the rest along with them.
-_PACKAGES = ("tfx", "tensorflow", "tensorflow-text", "keras", "apache-beam", "scikit-learn", "tensorflow-model-analysis")
+_PACKAGES = (
+    "tfx",
+    "tensorflow",
+    "tensorflow-text",
+    "keras",
+    "apache-beam",
+    "scikit-learn",
+    "tensorflow-model-analysis",
+)
 
 
 def file_hash(path: Path) -> str:

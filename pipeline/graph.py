@@ -73,12 +73,13 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         code=code_fingerprint("components/schema"),
     ).with_id("schema")
 
-    anomalies = ExampleValidator(
-        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
-    ).with_id("anomalies")
+    anomalies = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]).with_id(
+        "anomalies"
+    )
 
     previous = resolver.Resolver(
         strategy_class=PreviousStatisticsStrategy,
+        current=statistics.outputs["statistics"],
         statistics=Channel(type=standard_artifacts.ExampleStatistics, producer_component_id="statistics"),
     ).with_id("previous_statistics")
 
@@ -183,8 +184,19 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         pipeline_name=config.name,
         pipeline_root=str(config.root / "artifacts"),
         components=[
-            examples, statistics, schema, anomalies, previous, gate, transform, trainer, live, evaluator, check, push,
-        ],  # fmt: skip
+            examples,
+            statistics,
+            schema,
+            anomalies,
+            previous,
+            gate,
+            transform,
+            trainer,
+            live,
+            evaluator,
+            check,
+            push,
+        ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(config.root / "metadata.sqlite")),
         beam_pipeline_args=beam_arguments(config),
@@ -226,4 +238,3 @@ def _logs_fingerprint(config: Config) -> str:
     logs = Path(config.validation.serving_logs)
     hashes = FileHashes(config.root / "file_hashes.json")
     return ",".join(hashes.of(file) for file in sorted(logs.parent.glob(logs.name)))
-

@@ -55,7 +55,8 @@ def content_problems(
     if dataset.num_examples < config.min_examples:
         return [
             Problem(
-                split, "(all)", f"{dataset.num_examples} examples, fewer than validation.min_examples = {config.min_examples}",
+                split, "(all)",
+                f"{dataset.num_examples} examples, fewer than validation.min_examples = {config.min_examples}",
                 "Give more rows, check data.splits and the dead letters, or lower the bound",
             )
         ]  # fmt: skip
@@ -78,7 +79,8 @@ def content_problems(
         found.append(
             Problem(
                 split, UNKNOWN,
-                f"{unknown:.1%} of the tokens are [UNK], above validation.max_unknown_share = {config.max_unknown_share}",
+                f"{unknown:.1%} of the tokens are [UNK], above validation.max_unknown_share = "
+                f"{config.max_unknown_share}",
                 "Check the files' encoding and tokenizer.vocab (is it that of this language?)",
             )
         )  # fmt: skip
@@ -99,16 +101,11 @@ def label_counts(statistics: Statistics, label_feature: str) -> dict[str, int]:
     """Rows by label."""
     for feature in statistics.datasets[0].features:
         if _name(feature) == label_feature:
-            return {
-                bucket.label: int(bucket.sample_count)
-                for bucket in feature.string_stats.rank_histogram.buckets
-            }
+            return {bucket.label: int(bucket.sample_count) for bucket in feature.string_stats.rank_histogram.buckets}
     return {}
 
 
-def with_comparators(
-    schema: schema_pb2.Schema, config: ValidationConfig, label_feature: str
-) -> schema_pb2.Schema:
+def with_comparators(schema: schema_pb2.Schema, config: ValidationConfig, label_feature: str) -> schema_pb2.Schema:
     """The schema with the configured bounds of drift and skew; bounds of a curated schema are kept."""
     result = schema_pb2.Schema()
     result.CopyFrom(schema)
@@ -141,7 +138,9 @@ def comparison_problems(
         del measured.feature[:]
         measured.feature.extend(f for f in schema.feature if f.HasField("skew_comparator"))
         anomalies = tfdv.validate_statistics(statistics, measured, serving_statistics=serving)
-        remedy = "Train on texts like those that are served; where the difference is meant, raise validation.length_skew"
+        remedy = (
+            "Train on texts like those that are served; where the difference is meant, raise validation.length_skew"
+        )
         found += _compared(anomalies, "skew", "is skewed against the serving logs", remedy)
     return found
 
@@ -149,13 +148,9 @@ def comparison_problems(
 def _compared(anomalies: anomalies_pb2.Anomalies, kind: str, what: str, remedy: str) -> Iterable[Problem]:
     types = anomalies_pb2.AnomalyInfo.Type
     for name, info in sorted(anomalies.anomaly_info.items()):
-        reasons = [
-            r for r in info.reason if kind.upper() in types.Name(r.type) or "HIGH" in types.Name(r.type)
-        ]
+        reasons = [r for r in info.reason if kind.upper() in types.Name(r.type) or "HIGH" in types.Name(r.type)]
         if reasons:
-            yield Problem(
-                "train", name, f"{what}: {_tidy('; '.join(r.description for r in reasons))}", remedy
-            )
+            yield Problem("train", name, f"{what}: {_tidy('; '.join(r.description for r in reasons))}", remedy)
 
 
 def _tidy(text: str) -> str:

@@ -58,9 +58,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         }
         for split, values in by_split.items():
             found = anomalies_pb2.Anomalies.FromString(
-                io_utils.read_bytes_file(
-                    os.path.join(artifact_utils.get_split_uri([anomalies], split), ANOMALIES_FILE)
-                )
+                io_utils.read_bytes_file(os.path.join(artifact_utils.get_split_uri([anomalies], split), ANOMALIES_FILE))
             )
             problems += checks.schema_problems(split, found)
             problems += checks.content_problems(split, values, bounds, label_feature, config["labels"])
@@ -81,12 +79,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
     @staticmethod
     def _previous(candidates: list[types.Artifact], current: types.Artifact) -> Any:
-        """The training statistics of the newest earlier span, if there is one."""
-        earlier = [a for a in candidates if a.span < current.span and fileio.exists(a.uri)]
+        """The training statistics of the span before, if there is one that is still on disk."""
+        earlier = [artifact for artifact in candidates if artifact.span < current.span and fileio.exists(artifact.uri)]
         if not earlier:
             return None
-        newest = max(earlier, key=lambda a: (a.span, a.id))
-        return stats_artifact_utils.load_statistics(newest, "train").proto()
+        return stats_artifact_utils.load_statistics(earlier[-1], "train").proto()
 
     def _serving(self, config: dict[str, Any], folder: str) -> Any:
         if not fileio.glob(config["serving_logs"]):
@@ -139,7 +136,7 @@ class DataGate(base_beam_component.BaseBeamComponent):
     ) -> None:
         """Args:
         statistics, schema, anomalies: of this run.
-        previous_statistics: of earlier spans; the newest before this run's span is compared with.
+        previous_statistics: of the span before, or none.
         validation: the bounds.
         task, labels: from the configuration.
         vocab_file, lower_case: WordPiece, to measure logged texts by.

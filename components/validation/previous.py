@@ -1,4 +1,4 @@
-"""Which statistics a run is compared with: those of all earlier runs; the gate takes the newest earlier span's."""
+"""Which statistics a run is compared with: those of the newest span before its own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from tfx.dsl.components.common import resolver
 
 
 class PreviousStatisticsStrategy(resolver.ResolverStrategy):
-    """One statistics artifact a span, the newest of each, so that re-runs of a span do not pile up."""
+    """Keeps the newest statistics of the newest span before that of `current`; none on the first span."""
 
     def resolve_artifacts(
         self, store: mlmd.MetadataStore, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
-        """Args: input_dict: `statistics`. Returns: the same key, filtered, ordered by span."""
-        by_span: dict[int, types.Artifact] = {}
-        for artifact in sorted(input_dict["statistics"], key=lambda a: a.id):
-            by_span[artifact.span] = artifact
-        return {"statistics": [by_span[span] for span in sorted(by_span)]}
+        """Args: input_dict: `current`, one; `statistics`, all. Returns: the same keys."""
+        span = max((artifact.span for artifact in input_dict["current"]), default=0)
+        earlier = [artifact for artifact in input_dict["statistics"] if artifact.span < span]
+        newest = sorted(earlier, key=lambda artifact: (artifact.span, artifact.id))[-1:]
+        return {"current": input_dict["current"], "statistics": newest}

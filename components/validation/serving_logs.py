@@ -48,9 +48,7 @@ def request_texts(record: bytes) -> list[bytes]:
     return [bytes(text) for text in tf.make_ndarray(log.predict_log.request.inputs["text"]).ravel()]
 
 
-def write_statistics(
-    pipeline: beam.Pipeline, glob: str, vocab_file: str, lower_case: bool, output: str
-) -> None:
+def write_statistics(pipeline: beam.Pipeline, glob: str, vocab_file: str, lower_case: bool, output: str) -> None:
     """Adds to `pipeline` what writes the logs' statistics to the file `output`, binary."""
     _ = (
         pipeline

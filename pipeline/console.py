@@ -1,0 +1,113 @@
+"""What a person sees of a run, and where everything else goes.
+
+TFX, Beam and TensorFlow write a great deal, some of it straight to the process's standard error; during a run all
+of that goes into a log file, and only this module writes to the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[Console]:
+    """Sends standard output, standard error and all logging to `log`; yields a console on the real standard error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal, output = os.dup(2), os.dup(1)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", buffering=1))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    stream = os.fdopen(os.dup(terminal), "w", buffering=1)
+    try:
+        yield Console(file=stream, soft_wrap=True, highlight=False)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        os.dup2(output, 1)
+        os.dup2(terminal, 2)
+        os.close(output)
+        os.close(terminal)
+        handler.close()
+        stream.close()
+
+
+class StepDisplay:
+    """One line a step as it starts and ends; a live bar while the trainer works, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._epoch = 0
+
+    def __enter__(self) -> StepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: str, event: str, seconds: float) -> None:
+        """Listens to `pipeline.local.run`."""
+        if event == "started":
+            if not self._console.is_terminal:
+                self._console.print(f"  {step:<20} started", style="dim")
+            self._task = self._progress.add_task(step, total=None, figures="")
+            return
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        mark, style = {"done": ("done", "green"), "cached": ("unchanged", "cyan")}.get(event, ("FAILED", "bold red"))
+        self._console.print(f"  [{style}]{step:<20} {mark:<10}[/] {seconds:6.1f} s")
+
+    def report(self, event: str, values: dict[str, float | int | str]) -> None:
+        """Listens to `components.progress`: the trainer's loss, metric, texts/s and time left."""
+        if event != "train":
+            return
+        figures = _figures(values)
+        if self._task is not None:
+            self._progress.update(
+                self._task, total=float(values["steps"]), completed=float(values["step"]), figures=figures
+            )
+        epoch = int(values.get("epoch", 0))
+        if not self._console.is_terminal and epoch != self._epoch:
+            self._epoch = epoch
+            self._console.print(f"    {figures}", style="dim")
+
+
+def _figures(values: dict[str, float | int | str]) -> str:
+    parts = [f"epoch {values.get('epoch', '?')}/{values.get('epochs', '?')}"]
+    for key, pattern in (("loss", "loss {:.3f}"), ("metric", "metric {:.3f}"), ("texts_per_s", "{:.0f} texts/s")):
+        if isinstance(values.get(key), int | float):
+            parts.append(pattern.format(values[key]))
+    if isinstance(values.get("seconds_left"), int | float):
+        parts.append(f"{float(values['seconds_left']):.0f} s left")
+    return "  ".join(parts)

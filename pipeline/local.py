@@ -1,0 +1,113 @@
+"""The local runner: the graph's nodes one after the other, in this process.
+
+TFX's LocalDagRunner does the same; this one also tells a listener when a step starts and ends, whether it was
+answered from TFX's cache, and ends a failed step with the error that a person can act on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from tfx.dsl.compiler import compiler, constants
+from tfx.orchestration import metadata
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
+
+from components.errors import PipelineError
+
+Event = Literal["started", "done", "cached", "failed"]
+Listener = Callable[[str, Event, float], None]
+
+
+class StepError(PipelineError):
+    """A step failed; the message is the cause's own where the cause is meant for a person."""
+
+    def __init__(self, step: str, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.step = step
+        self.exit_status = exit_status
+
+
+def run(
+    pipeline: tfx_pipeline.Pipeline,
+    listener: Listener,
+    from_step: str | None = None,
+    to_step: str | None = None,
+) -> dict[str, float]:
+    """Runs every node, or those from one step to another.
+
+    Args:
+      pipeline: from `pipeline.graph`.
+      listener: told of each node: its id, what happened, and seconds since it started.
+      from_step, to_step: node ids; the steps before are taken from the last run.
+
+    Returns:
+      Seconds by node.
+
+    Raises:
+      StepError: naming the step; what was done before it is kept and is not done again.
+    """
+    ir = compiler.Compiler().compile(pipeline)
+    runtime_parameter_utils.substitute_runtime_parameter(
+        ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now(datetime.UTC).isoformat()}
+    )
+    deployment = runner_utils.extract_local_deployment_config(ir)
+    connection = getattr(
+        deployment.metadata_connection_config, deployment.metadata_connection_config.WhichOneof("connection_config")
+    )
+    if from_step or to_step:
+        partial_run_utils.mark_pipeline(
+            ir,
+            from_nodes=[from_step] if from_step else None,
+            to_nodes=[to_step] if to_step else None,
+        )
+    seconds: dict[str, float] = {}
+    for node in ir.nodes:
+        step = node.pipeline_node.node_info.id
+        if node.pipeline_node.execution_options.HasField("skip"):
+            continue
+        began = time.monotonic()
+        listener(step, "started", 0.0)
+        try:
+            if node.pipeline_node.execution_options.run.perform_snapshot:
+                with metadata.Metadata(connection) as handle:
+                    partial_run_utils.snapshot(handle, ir)
+            info = launcher.Launcher(
+                pipeline_node=node.pipeline_node,
+                mlmd_connection=metadata.Metadata(connection),
+                pipeline_info=ir.pipeline_info,
+                pipeline_runtime_spec=ir.runtime_spec,
+                executor_spec=runner_utils.extract_executor_spec(deployment, step),
+                custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, step),
+            ).launch()
+        except Exception as error:
+            seconds[step] = time.monotonic() - began
+            listener(step, "failed", seconds[step])
+            raise explain(step, error) from error
+        seconds[step] = time.monotonic() - began
+        # The launcher makes a temporary folder only for an execution that it really starts.
+        ran = info is None or info.tmp_dir
+        listener(step, "done" if ran else "cached", seconds[step])
+    return seconds
+
+
+def explain(step: str, error: BaseException) -> StepError:
+    """The error of a step in words for a person: ours as it is, any other by its kind, never with data in it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for item in chain:
+        if isinstance(item, PipelineError):
+            return StepError(step, re.sub(r" \[while running '[^']*'\]$", "", str(item)), item.exit_status)
+    for item in chain:
+        if isinstance(item, OSError) and item.errno is not None:
+            return StepError(step, f"step {step}: {item.strerror}: {item.filename or 'no file named'}")
+    kinds = ", caused by ".join(dict.fromkeys(type(item).__name__ for item in chain))
+    return StepError(step, f"step {step} failed ({kinds})")

@@ -1,0 +1,71 @@
+"""What is known of past runs: one JSON file a run under `<root>/runs/`, and the lock of the pipeline root."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.errors import BusyError, PipelineError
+
+
+@contextmanager
+def root_lock(root: Path, wait: bool) -> Iterator[None]:
+    """Holds the pipeline root for one run; the lock goes with the process that holds it.
+
+    Raises:
+      BusyError: another run holds it, and `wait` is false.
+      PipelineError: the root cannot be written.
+    """
+    import fcntl
+
+    path = root / "run.lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(
+            f"paths.root: {root} cannot be written ({error.strerror}); give another with --set paths.root=FOLDER"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise BusyError(
+                f"another run (process {holder}) holds the pipeline root {root}; wait for it with --wait, or give this "
+                "run a root of its own with --set paths.root=FOLDER"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def new_run_id(root: Path) -> str:
+    """A name that sorts by time and is new even when the clock was set back."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+    known = sorted(path.stem for path in (root / "runs").glob("*.json"))
+    if known and known[-1] >= now:
+        base, _, count = known[-1].partition("-")
+        return f"{base}-{int(count or 0) + 1:04d}"
+    return now
+
+
+def write_record(root: Path, record: dict[str, Any]) -> None:
+    """Writes `runs/<run id>.json`, whole or not at all."""
+    path = root / "runs" / f"{record['run_id']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_records(root: Path) -> list[dict[str, Any]]:
+    """All runs of a pipeline root, oldest first."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "runs").glob("*.json"))]

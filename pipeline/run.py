@@ -1,0 +1,148 @@
+"""One run of the pipeline: nothing to do, or every step, and a record of what came of it.
+
+The result is one dictionary, the same that `--json` prints:
+
+    status       "pushed" | "unchanged" | "not_blessed" | "failed" | "partial"
+    version      the version in the model server's base path, or null
+    model_path   its folder, or null
+    metrics      by name: value, low, high
+    baseline     TF-IDF + linear SVM on the same split, or null
+    gates        each bound with its value
+    seconds      by step, and "total"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import PipelineError
+from pipeline import records
+from pipeline.config import Config
+from pipeline.fingerprint import FileHashes, code_fingerprint, run_fingerprint
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_STATUS = {"pushed": 0, "unchanged": 0, "partial": 0, "failed": 1, "not_blessed": 3}
+
+
+def run(
+    config: Config, from_step: str | None = None, to_step: str | None = None, wait: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Runs what has to be run and returns the record of it.
+
+    Args:
+      config: validated.
+      from_step, to_step: node ids of `pipeline.graph.STEPS`, for a part of the graph.
+      wait: wait for another run on the same root instead of being refused.
+      force: run even when nothing has changed (unchanged steps still come from TFX's cache).
+
+    Raises:
+      PipelineError: with one message for a person; the record is written all the same.
+    """
+    began = time.monotonic()
+    root = config.root
+    with records.root_lock(root, wait):
+        hashes = FileHashes(root / "file_hashes.json")
+        fingerprint = run_fingerprint(config, hashes)
+        hashes.save()
+        whole = from_step is None and to_step is None
+        known = None if force or not whole else _settled(root, config, fingerprint)
+        if known is not None:
+            status = "unchanged" if known["status"] == "pushed" else known["status"]
+            return {**known, "status": status, "seconds": {"total": round(time.monotonic() - began, 2)}}
+        return _execute(config, fingerprint, from_step, to_step, began)
+
+
+def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | None:
+    """The record of an earlier run of the very same inputs that ended in a push or a refusal, and still holds."""
+    for record in reversed(records.read_records(root)):
+        if record.get("fingerprint") == fingerprint and record["status"] in ("pushed", "not_blessed"):
+            if record["status"] == "pushed" and not _still_there(config, record):
+                return None
+            return record
+    return None
+
+
+def _still_there(config: Config, record: dict[str, Any]) -> bool:
+    """Whether the version that a run pushed is served, or was taken back on purpose."""
+    from pipeline.versions import is_known
+
+    return is_known(config.serving_dir, int(record["version"]))
+
+
+def _execute(
+    config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float
+) -> dict[str, Any]:
+    from components import progress
+    from pipeline.console import StepDisplay, quiet
+
+    root = config.root
+    run_id = records.new_run_id(root)
+    log = root / "logs" / f"{run_id}.log"
+    record: dict[str, Any] = {
+        "run_id": run_id, "name": config.name, "status": "failed", "fingerprint": fingerprint, "version": None,
+        "model_path": None, "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {},
+        "log": str(log), "error": None,
+    }  # fmt: skip
+    seconds: dict[str, float] = {}
+
+    def listen(step: str, event: str, elapsed: float) -> None:
+        if event != "started":
+            seconds[step] = round(elapsed, 2)
+        display.step(step, event, elapsed)  # type: ignore[arg-type]
+
+    with quiet(log) as console:
+        console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
+        try:
+            with StepDisplay(console) as display, progress.listening(display.report):
+                pipeline = _prepare(config, fingerprint, run_id, console)
+                from pipeline import local
+
+                seconds["import"] = round(time.monotonic() - began, 2)
+                local.run(pipeline, listen, from_step, to_step)
+            record.update(_outcome(root))
+            if to_step is not None and record["status"] == "failed":
+                record["status"] = "partial"
+        except PipelineError as error:
+            record["error"] = str(error)
+            raise
+        except BaseException as error:
+            # The message of an unknown error may quote data, so only its kind is kept here.
+            record["error"] = type(error).__name__
+            raise
+        finally:
+            record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
+            records.write_record(root, record)
+    return record
+
+
+def _prepare(config: Config, fingerprint: str, run_id: str, console: Console) -> Any:
+    """Imports TFX and builds the graph."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with console.status("starting TensorFlow, Beam and TFX"):
+        from pipeline.graph import create_pipeline
+    facts = {
+        "name": config.name,
+        "run_id": run_id,
+        "fingerprint": fingerprint,
+        "code": code_fingerprint(),
+        "configuration": config.model_dump(mode="json"),
+    }
+    return create_pipeline(config, facts)
+
+
+def _outcome(root: Path) -> dict[str, Any]:
+    """What the newest execution of each step left behind, from MLMD."""
+    from pipeline.outcome import read_outcome
+
+    return read_outcome(root / "metadata.sqlite")
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """One JSON object for programs."""
+    return json.dumps(record, sort_keys=True)
