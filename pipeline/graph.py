@@ -23,12 +23,6 @@ from components.validation.previous import PreviousStatisticsStrategy
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash
 
-# Node ids, in order: what `run --from` and `--to` take, and what a summary names.
-STEPS = (
-    "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
-    "serving_check", "push",
-)  # fmt: skip
-
 
 def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_config_pb2.RangeConfig | None = None):
     """The TFX pipeline of a configuration.

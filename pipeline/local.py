@@ -10,8 +10,10 @@ import datetime
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
+from tfx import types
 from tfx.dsl.compiler import compiler, constants
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -22,6 +24,14 @@ from components.errors import PipelineError
 
 Event = Literal["started", "done", "cached", "failed"]
 Listener = Callable[[str, Event, float], None]
+
+
+@dataclass
+class Result:
+    """What a run did: seconds and output artifacts by node, the latter by output name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, dict[str, list[types.Artifact]]] = field(default_factory=dict)
 
 
 class StepError(PipelineError):
@@ -38,16 +48,13 @@ def run(
     listener: Listener,
     from_step: str | None = None,
     to_step: str | None = None,
-) -> dict[str, float]:
+) -> Result:
     """Runs every node, or those from one step to another.
 
     Args:
       pipeline: from `pipeline.graph`.
       listener: told of each node: its id, what happened, and seconds since it started.
       from_step, to_step: node ids; the steps before are taken from the last run.
-
-    Returns:
-      Seconds by node.
 
     Raises:
       StepError: naming the step; what was done before it is kept and is not done again.
@@ -66,7 +73,7 @@ def run(
             from_nodes=[from_step] if from_step else None,
             to_nodes=[to_step] if to_step else None,
         )
-    seconds: dict[str, float] = {}
+    result = Result()
     for node in ir.nodes:
         step = node.pipeline_node.node_info.id
         if node.pipeline_node.execution_options.HasField("skip"):
@@ -86,14 +93,16 @@ def run(
                 custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, step),
             ).launch()
         except Exception as error:
-            seconds[step] = time.monotonic() - began
-            listener(step, "failed", seconds[step])
+            result.seconds[step] = time.monotonic() - began
+            listener(step, "failed", result.seconds[step])
             raise explain(step, error) from error
-        seconds[step] = time.monotonic() - began
+        result.seconds[step] = time.monotonic() - began
         # The launcher makes a temporary folder only for an execution that it really starts.
         ran = info is None or info.tmp_dir
-        listener(step, "done" if ran else "cached", seconds[step])
-    return seconds
+        if info is not None:
+            result.outputs[step] = {key: list(artifacts) for key, artifacts in info.output_dict.items()}
+        listener(step, "done" if ran else "cached", result.seconds[step])
+    return result
 
 
 def explain(step: str, error: BaseException) -> StepError:

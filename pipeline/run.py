@@ -23,6 +23,7 @@ from components.errors import PipelineError
 from pipeline import records
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, run_fingerprint
+from pipeline.outcome import outcome
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,14 +101,12 @@ def _execute(
         console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
         try:
             with StepDisplay(console) as display, progress.listening(display.report):
-                pipeline = _prepare(config, fingerprint, run_id, console)
+                pipeline = _prepare(config, fingerprint, console)
                 from pipeline import local
 
                 seconds["import"] = round(time.monotonic() - began, 2)
-                local.run(pipeline, listen, from_step, to_step)
-            record.update(_outcome(root))
-            if to_step is not None and record["status"] == "failed":
-                record["status"] = "partial"
+                result = local.run(pipeline, listen, from_step, to_step)
+            record.update(outcome(result.outputs))
         except PipelineError as error:
             record["error"] = str(error)
             raise
@@ -121,26 +120,18 @@ def _execute(
     return record
 
 
-def _prepare(config: Config, fingerprint: str, run_id: str, console: Console) -> Any:
+def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
     """Imports TFX and builds the graph."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.status("starting TensorFlow, Beam and TFX"):
         from pipeline.graph import create_pipeline
     facts = {
         "name": config.name,
-        "run_id": run_id,
         "fingerprint": fingerprint,
         "code": code_fingerprint(),
         "configuration": config.model_dump(mode="json"),
     }
     return create_pipeline(config, facts)
-
-
-def _outcome(root: Path) -> dict[str, Any]:
-    """What the newest execution of each step left behind, from MLMD."""
-    from pipeline.outcome import read_outcome
-
-    return read_outcome(root / "metadata.sqlite")
 
 
 def to_json(record: dict[str, Any]) -> str:

@@ -1,0 +1,168 @@
+"""`biobert-cnn`: the command line. Heavy packages are imported only by the commands that need them.
+
+Exit status: 0 pushed or nothing to do, 1 failed, 2 bad usage, 3 not blessed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import PipelineError
+
+app = typer.Typer(
+    name="biobert-cnn",
+    help="From labelled biomedical text to a validated, gated, versioned BioBERT-CNN classifier that serves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True)
+schema_app = typer.Typer(help="Look after the data's schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(schema_app, name="schema")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, e.g. pipeline/configs/default.toml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value, e.g. training.epochs=3.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends a command that raises a PipelineError with its message on standard error and its exit status."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except PipelineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_status) from None
+        except KeyboardInterrupt:
+            print("stopped; call again to go on with what is done", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _load(path: Path, overrides: list[str] | None) -> Any:
+    from pipeline.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+@app.command("run")
+@errors_in_words
+def run_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    from_step: Annotated[str | None, typer.Option("--from", help="First step to run.")] = None,
+    to_step: Annotated[str | None, typer.Option("--to", help="Last step to run.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait for another run on the same root.")] = False,
+    force: Annotated[bool, typer.Option(help="Run even when nothing has changed.")] = False,
+) -> None:
+    """Run the pipeline: data → validated, gated, served model version."""
+    from pipeline import run as runs
+    from pipeline.steps import check_steps
+
+    loaded = _load(config, set_)
+    check_steps(from_step, to_step)
+    try:
+        record = runs.run(loaded, from_step, to_step, wait, force)
+    except PipelineError as error:
+        if as_json:
+            print(json.dumps({"status": "failed", "error": str(error), "step": getattr(error, "step", None)}))
+        raise
+    except Exception as error:
+        # A traceback may quote rows of data: it stays out of the terminal, and the log holds it.
+        print(f"error: unexpected {type(error).__name__}; see the newest log in {loaded.root}/logs", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(runs.to_json(record))
+    else:
+        from rich.console import Console
+
+        from pipeline.summary import print_summary
+
+        print_summary(Console(soft_wrap=True, highlight=False), record, str(loaded.root))
+    raise typer.Exit(runs.EXIT_STATUS[record["status"]])
+
+
+@config_app.command("check")
+@errors_in_words
+def config_check(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Validate a configuration whole, without running anything."""
+    loaded = _load(config, set_)
+    if as_json:
+        print(json.dumps(loaded.model_dump(mode="json")))
+    else:
+        print(f"{config}: valid; task {loaded.task}, {len(loaded.labels)} labels, root {loaded.root}")
+
+
+@schema_app.command("freeze")
+@errors_in_words
+def schema_freeze(
+    config: ConfigPath,
+    output: Annotated[Path | None, typer.Option(help="Default: <configuration>.schema.pbtxt beside it.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Write the schema of the last run for review; name it in validation.schema_file from then on."""
+    from pipeline.steps import freeze_schema
+
+    target = output or config.with_suffix(".schema.pbtxt")
+    freeze_schema(_load(config, set_), target)
+    print(f'{target}: review it, then set  [validation] schema_file = "{target.name}"')
+
+
+@app.command()
+@errors_in_words
+def history(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """List the runs of a configuration: metrics, blessed or not, version pushed."""
+    from pipeline.history import print_history
+
+    print_history(_load(config, set_), as_json)
+
+
+@app.command()
+@errors_in_words
+def rollback(
+    config: ConfigPath,
+    to_version: Annotated[int | None, typer.Option("--to", help="Default: the version before the live one.")] = None,
+    reason: Annotated[str, typer.Option(help="Kept in the journal of versions.")] = "",
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier blessed version the live one."""
+    from pipeline import versions
+
+    loaded = _load(config, set_)
+    version = versions.rollback(loaded.serving_dir, to_version, reason=reason)
+    print(json.dumps({"version": version}) if as_json else f"version {version} is live in {loaded.serving_dir}")
+
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_THROUGH)
+def serve(context: typer.Context) -> None:
+    """Serve models: takes tensorflow_model_server's flags (`serve --help` lists them)."""
+    from serving.server import main as server
+
+    raise typer.Exit(server(context.args))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`history`: every run of a pipeline root, from its records."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.config import Config
+from pipeline.records import read_records
+
+KEYS = ("run_id", "status", "version", "metrics", "baseline", "gates", "data", "seconds", "error")
+
+
+def print_history(config: Config, as_json: bool) -> None:
+    """Prints the runs, oldest first, as a table or as one JSON object."""
+    rows = [{key: record.get(key) for key in KEYS} for record in read_records(config.root)]
+    if as_json:
+        print(json.dumps({"root": str(config.root), "runs": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = config.training.metric
+    table = Table(title=f"{config.name}: runs in {config.root}", title_justify="left", box=None, header_style="bold")
+    for column in ("run", "span", "status", "version", metric, "baseline", "gates broken", "seconds"):
+        table.add_column(column)
+    for row in rows:
+        value = ((row["metrics"] or {}).get(metric) or {}).get("value")
+        baseline = (row["baseline"] or {}).get(metric)
+        broken = [gate["gate"] for gate in row["gates"] or [] if not gate["passed"]]
+        table.add_row(
+            row["run_id"],
+            str((row["data"] or {}).get("span", "")),
+            row["status"],
+            str(row["version"] or ""),
+            "" if value is None else f"{value:.4f}",
+            "" if baseline is None else f"{baseline:.4f}",
+            "; ".join(broken),
+            f"{row['seconds'].get('total', 0):.0f}",
+        )
+    Console(soft_wrap=True, highlight=False).print(table if rows else f"no runs in {config.root} yet")

@@ -1,0 +1,51 @@
+"""What a run came to, read from the artifacts that its steps left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Outputs = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+def outcome(outputs: Outputs) -> dict[str, Any]:
+    """Args: outputs: TFX artifacts by step and output. Returns: the part of a run's record that steps decide."""
+    found: dict[str, Any] = {"status": "partial"}
+    if "examples" in outputs:
+        found["data"] = _read(outputs, "examples", "examples", "ingest_report.json")
+    if "trainer" in outputs:
+        found["training"] = _read(outputs, "trainer", "model_run", "summary.json")
+    if "evaluator" in outputs:
+        metrics = _read(outputs, "evaluator", "evaluation", "metrics.json") or {}
+        gates = _read(outputs, "evaluator", "evaluation", "gates.json") or {}
+        found["metrics"] = metrics.get("model")
+        found["per_label"] = metrics.get("per_label")
+        found["baseline"] = metrics.get("baseline")
+        found["paired"] = metrics.get("paired")
+        found["gates"] = gates.get("gates")
+        found["evaluation"] = outputs["evaluator"]["evaluation"][0].uri
+        if not gates.get("blessed", False):
+            found["status"] = "not_blessed"
+            return found
+    if "serving_check" in outputs:
+        check = _read(outputs, "serving_check", "blessing", "report.json")
+        found["serving_check"] = check
+        if not outputs["serving_check"]["blessing"][0].get_int_custom_property("blessed"):
+            found["status"] = "not_blessed"
+            return found
+    if "push" in outputs:
+        pushed = outputs["push"]["pushed_model"][0]
+        if pushed.get_int_custom_property("pushed"):
+            destination = pushed.get_string_custom_property("pushed_destination")
+            found.update(status="pushed", version=int(Path(destination).name), model_path=destination)
+    return found
+
+
+def _read(outputs: Outputs, step: str, key: str, name: str) -> Any:
+    artifacts = outputs[step].get(key) or []
+    path = Path(artifacts[0].uri) / name if artifacts else None
+    if path is None or not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,44 @@
+"""The steps by name, for commands that speak of single ones; imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.errors import ConfigError, PipelineError
+from pipeline.config import Config
+
+# Node ids of pipeline/graph.py, in order: what `run --from` and `--to` take.
+STEPS = (
+    "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
+    "serving_check", "push",
+)  # fmt: skip
+
+
+def check_steps(from_step: str | None, to_step: str | None) -> None:
+    """Raises ConfigError where a step does not exist or the two are in the wrong order."""
+    for flag, step in (("--from", from_step), ("--to", to_step)):
+        if step is not None and step not in STEPS:
+            raise ConfigError(f"{flag} {step}: there is no such step; the steps are {', '.join(STEPS)}")
+    if from_step and to_step and STEPS.index(from_step) > STEPS.index(to_step):
+        raise ConfigError(f"--from {from_step} --to {to_step}: {to_step} comes first")
+
+
+def freeze_schema(config: Config, output: Path) -> None:
+    """Writes the newest schema that the pipeline inferred to `output`.
+
+    Raises:
+      PipelineError: there is none yet, or the file exists already.
+    """
+    found = sorted(
+        (config.root / "artifacts" / "schema" / "schema").glob("*/schema.pbtxt"), key=lambda path: int(path.parent.name)
+    )
+    if not found:
+        raise PipelineError(f"no schema in {config.root} yet: call `biobert-cnn run CONFIG --to schema` first")
+    if output.exists():
+        raise PipelineError(f"{output} exists already; give another file with --output, or move it away")
+    header = (
+        "# Inferred from the data; review it. VALIDATION_DERIVED features are measures of the texts:\n"
+        "# tighten their domains, add drift_comparator or skew_comparator, then name this file in\n"
+        "# [validation] schema_file of the configuration.\n"
+    )
+    output.write_text(header + found[-1].read_text(encoding="utf-8"), encoding="utf-8")

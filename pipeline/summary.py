@@ -1,0 +1,63 @@
+"""What a person reads at the end of a run: data, metrics against gates and baseline, version, where things are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
+    """Prints the record of a run (see `pipeline.run`)."""
+    data = record.get("data")
+    if data:
+        _print_data(console, data, record.get("training"))
+    if record.get("metrics"):
+        _print_metrics(console, record)
+    if record.get("gates"):
+        table = Table(title="gates", title_justify="left", box=None, header_style="bold")
+        for column in ("", "bound", "value"):
+            table.add_column(column)
+        for gate in record["gates"]:
+            mark = "[green]holds[/]" if gate["passed"] else "[bold red]BROKEN[/]"
+            value = "none" if gate["value"] is None else f"{gate['value']:.4f}"
+            table.add_row(mark, str(gate["gate"]), value)
+        console.print(table)
+    check = record.get("serving_check")
+    if check and not check.get("blessed", True):
+        console.print(f"[bold red]serving check failed:[/] {check.get('reason')}")
+    messages = {
+        "pushed": f"[bold green]pushed[/] version {record['version']} → {record['model_path']}",
+        "unchanged": f"[bold cyan]nothing to do[/]: data, configuration and code are those of version "
+        f"{record['version']} → {record['model_path']}",
+        "not_blessed": "[bold red]not pushed[/]: the model was not blessed",
+        "partial": "[bold]done[/] up to the last step asked for",
+        "failed": "[bold red]failed[/]",
+    }
+    console.print(messages[record["status"]])
+    console.print(f"total {record['seconds']['total']:.1f} s   everything is in {root}", style="dim")
+
+
+def _print_data(console: Console, data: dict[str, Any], training: dict[str, Any] | None) -> None:
+    counts = "  ".join(f"{split} {count}" for split, count in data.get("examples", {}).items())
+    bad = sum(data.get("bad_rows", {}).values())
+    truncated = "" if not training or "truncated" not in training else f"  truncated {training['truncated']}"
+    console.print(f"data: {counts}  bad rows {bad}{truncated}")
+
+
+def _print_metrics(console: Console, record: dict[str, Any]) -> None:
+    table = Table(title="metrics", title_justify="left", box=None, header_style="bold")
+    for column in ("", "model", "95 % interval", "TF-IDF + SVM", "difference"):
+        table.add_column(column)
+    baseline, paired = record.get("baseline") or {}, record.get("paired") or {}
+    for name, metric in record["metrics"].items():
+        if not isinstance(metric, dict) or metric.get("value") is None:
+            continue
+        low, high = metric.get("low"), metric.get("high")
+        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        other = baseline.get(name)
+        pair = paired.get(name)
+        difference = "" if not pair else f"{pair['difference']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f})"
+        table.add_row(name, f"{metric['value']:.4f}", interval, "" if other is None else f"{other:.4f}", difference)
+    console.print(table)
