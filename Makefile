@@ -1,0 +1,26 @@
+# Two commands: `make run` and `make test`. Each sets everything up first (.venv, see deploy/bootstrap); a second
+# set-up takes under two seconds.
+CONFIG ?= pipeline/configs/default.toml
+ARGS ?=
+export PYTHONSAFEPATH = 1
+export TF_CPP_MIN_LOG_LEVEL = 2
+
+.PHONY: setup run test check lock
+setup:
+	@bash deploy/bootstrap/bootstrap.sh
+
+run: setup
+	@.venv/bin/biobert-cnn run $(CONFIG) $(ARGS)
+
+test: setup
+	@.venv/bin/python -m pytest $(ARGS)
+
+# Lint, types and the fast tests.
+check: setup
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . && .venv/bin/mypy
+	@.venv/bin/python -m pytest -m "not slow" $(ARGS)
+
+# Resolve the environment anew, for all supported Pythons at once; hashes, no addresses.
+lock: setup
+	@.tools/venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+	  --extra pipeline --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt

@@ -1,0 +1,150 @@
+"""The configuration says what is wrong, where, and what would be right."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from components.errors import ConfigError
+from pipeline.config import load_config
+
+CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
+MINIMAL = """
+task = "binary"
+labels = ["no", "yes"]
+[data]
+input = "rows"
+splits = { train = "train.csv", eval = "dev.csv" }
+[evaluation]
+split = "eval"
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    (tmp_path / "rows").mkdir()
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / "rows" / name).write_text("text,label\na,yes\n")
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_minimal_configuration_has_defaults_and_absolute_paths(minimal: Path) -> None:
+    config = load_config(minimal)
+    assert config.name == "mine"
+    assert config.data.input == minimal.parent / "rows"
+    assert config.label_column == "label"
+    assert config.vocab_file.name == "vocab.txt"
+    assert config.vocab_file.exists()
+    assert config.root == Path.cwd() / "runs" / "mine"
+    assert config.serving_dir == config.root / "serving" / "biobert_cnn"
+
+
+def test_configuration_cannot_be_changed(minimal: Path) -> None:
+    with pytest.raises(ValidationError):
+        load_config(minimal).name = "other"  # type: ignore[misc]
+
+
+def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
+    config = load_config(
+        minimal, ["training.epochs=7", "head.kind=cls", "head.widths=[3,4]", "data.columns.slices=['journal']"]
+    )
+    assert (config.training.epochs, config.head.kind, config.head.widths) == (7, "cls", (3, 4))
+    assert config.data.columns.slices == ("journal",)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.ephocs=3", "training.ephocs: is not a known key; did you mean 'epochs'?"),
+        ("data.columns.txt='a'", "data.columns.txt: is not a known key; did you mean 'text'?"),
+        ("training.epochs=0", "training.epochs: Input should be greater than 0; 0 given"),
+        ("training.epochs='many'", 'unable to parse string as an integer; "many" given'),
+        ("head.kind=cnn", "'attention' or 'cls'; \"cnn\" given"),
+        ("head.filters=[1,2]", "give one number, or one for each of the 4 widths"),
+        ("labels=['a','a']", "a label stands there twice"),
+        ("labels=['a','b','c']", "a binary task has two"),
+        ("evaluation.split=test", "there is no split 'test'; data.splits gives train, eval"),
+        ("data.splits={all='*.csv', train='x'}", "'all' (split by hash) cannot stand beside splits by file"),
+        ("data.splits={train='train.csv'}", "give 'train' and 'eval'"),
+        ("data.neighbours=true", "name the column that holds the document in columns.id"),
+        ("data.columns.labels='x'", "data.columns.labels: a binary task reads data.columns.label"),
+        ("data.columns.slices=['label']", "are names of the pipeline itself; rename the column"),
+        ("evaluation.gates=[{metric='macro_f1'}]", "give min, max, min_gain_over_blessed or min_gain_over_baseline"),
+        ("evaluation.gates=[{label='maybe', measure='f1', min=0.5}]", "'maybe' is not one of the labels"),
+        ("training.class_weights={yes=2.0}", "give a weight for every label"),
+        ("training.buckets=[8,4]", "lengths must grow"),
+        ("nonsense", "write section.key=value"),
+        ("labels.x=1", "'labels' is a value, not a section"),
+    ],
+)
+def test_mistake_is_named_with_key_value_and_remedy(minimal: Path, override: str, expected: str) -> None:
+    assert expected in message(minimal, override)
+
+
+def test_all_mistakes_are_named_at_once(minimal: Path) -> None:
+    text = message(minimal, "training.epochs=0", "head.dropout=2.0")
+    assert "2 mistakes" in text
+    assert "training.epochs" in text
+    assert "head.dropout" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.input=nowhere", "data.input:"),
+        ("data.splits.train=nothing-*.csv", "data.splits.train: no file matches 'nothing-*.csv'"),
+        ("tokenizer.vocab=missing.txt", "tokenizer.vocab:"),
+        ("validation.schema_file=missing.pbtxt", "validation.schema_file:"),
+    ],
+)
+def test_missing_file_is_named(minimal: Path, override: str, expected: str) -> None:
+    text = message(minimal, override)
+    assert "what it points at is missing" in text
+    assert expected in text
+
+
+def test_data_input_that_is_a_file_is_explained(minimal: Path) -> None:
+    text = message(minimal, f"data.input={minimal.parent}/rows/train.csv")
+    assert "is a file; name its folder, and the file in data.splits" in text
+
+
+def test_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
+    assert "there is no such configuration file" in message(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("task = ")
+    assert "is not valid TOML" in message(broken)
+    broken.write_bytes(b"\xff\xfe")
+    assert "is not UTF-8" in message(broken)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configuration_is_valid_where_its_data_is(path: Path) -> None:
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        if "what it points at is missing" in str(error) and path.stem not in ("default", "pmc_rct_context"):
+            pytest.skip(f"the data of {path.name} is not on this machine")
+        raise
+    assert config.name == path.stem
+
+
+def test_reading_a_configuration_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.cli, pipeline.config, pipeline.fingerprint, pipeline.records, pipeline.summary\n"
+        f"pipeline.config.load_config({str(CONFIGS / 'default.toml')!r})\n"
+        "heavy = {'tensorflow', 'tfx', 'apache_beam', 'numpy', 'pandas', 'keras', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(','.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,98 @@
+"""A run is repeated exactly when data, configuration or code have changed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from components.errors import BusyError, ConfigError
+from pipeline.config import Config, load_config
+from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, run_fingerprint
+from pipeline.records import new_run_id, read_records, root_lock, write_record
+from pipeline.steps import STEPS, check_steps
+
+TOML = """
+task = "binary"
+labels = ["no", "yes"]
+[data]
+input = "rows"
+splits = { train = "span-{SPAN}/train.csv", eval = "span-{SPAN}/dev.csv" }
+[evaluation]
+split = "eval"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    add_span(tmp_path, 1)
+    (tmp_path / "c.toml").write_text(TOML)
+    return load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/root"])
+
+
+def add_span(folder: Path, span: int) -> None:
+    (folder / "rows" / f"span-{span}").mkdir(parents=True)
+    for name in ("train.csv", "dev.csv"):
+        (folder / "rows" / f"span-{span}" / name).write_text("text,label\na,yes\n")
+
+
+def fingerprint(config: Config) -> str:
+    return run_fingerprint(config, FileHashes(config.root / "hashes.json"))
+
+
+def test_fingerprint_is_stable_and_follows_data_configuration_and_spans(config: Config, tmp_path: Path) -> None:
+    first = fingerprint(config)
+    assert fingerprint(config) == first
+    changed = load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/root", "training.epochs=2"])
+    assert fingerprint(changed) != first
+    add_span(tmp_path, 2)
+    assert fingerprint(config) != first
+
+
+def test_touching_a_file_changes_nothing_and_rewriting_it_does(config: Config, tmp_path: Path) -> None:
+    first = fingerprint(config)
+    rows = tmp_path / "rows" / "span-1" / "train.csv"
+    os.utime(rows, ns=(1, 1))
+    assert fingerprint(config) == first
+    rows.write_text("text,label\nb,yes\n")
+    assert fingerprint(config) != first
+
+
+def test_hash_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.write_text("one")
+    hashes = FileHashes(tmp_path / "cache.json")
+    assert hashes.of(file) == file_hash(file)
+    hashes.save()
+    file.write_text("two!")
+    assert FileHashes(tmp_path / "cache.json").of(file) == file_hash(file)
+
+
+def test_code_fingerprint_is_that_of_the_named_part() -> None:
+    whole, part = code_fingerprint(), code_fingerprint("components/schema")
+    assert whole != part
+    assert part == code_fingerprint("components/schema")
+
+
+def test_second_run_on_a_root_is_refused_with_the_holder_named(tmp_path: Path) -> None:
+    refused = pytest.raises(BusyError, match=rf"another run \(process {os.getpid()}\) holds the pipeline root")
+    with root_lock(tmp_path, wait=False), refused, root_lock(tmp_path, wait=False):
+        raise AssertionError("two runs held one root")
+    with root_lock(tmp_path, wait=False):
+        assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+
+
+def test_run_ids_grow_even_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    write_record(tmp_path, {"run_id": "29991231T235959", "status": "pushed"})
+    second = new_run_id(tmp_path)
+    assert second == "29991231T235959-0001"
+    write_record(tmp_path, {"run_id": second, "status": "pushed"})
+    assert new_run_id(tmp_path) == "29991231T235959-0002"
+    assert [record["run_id"] for record in read_records(tmp_path)] == ["29991231T235959", second]
+
+
+def test_unknown_or_reversed_steps_are_named() -> None:
+    check_steps("trainer", "push")
+    with pytest.raises(ConfigError, match="there is no such step; the steps are examples, statistics"):
+        check_steps("train", None)
+    with pytest.raises(ConfigError, match="examples comes first"):
+        check_steps("push", STEPS[0])
