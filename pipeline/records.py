@@ -68,4 +68,7 @@ def write_record(root: Path, record: dict[str, Any]) -> None:
 
 def read_records(root: Path) -> list[dict[str, Any]]:
     """All runs of a pipeline root, oldest first."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "runs").glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((root / "runs").glob("*.json"), key=lambda path: path.stem)
+    ]
