@@ -1,0 +1,85 @@
+"""Reads a WordPiece vocabulary, checks it, and prepares it for the in-graph engine."""
+
+from collections import Counter
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from components.errors import CheckpointError, ConfigError
+from components.transform.rewrite import stand_ins
+from components.transform.unicode_table import DROP, ISOLATE, SPACE, UnicodeRules
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SUFFIX = "##"
+_UNMATCHABLE = "\uf8ff"  # private use: the reference drops it from every text
+
+
+def read_vocabulary(vocab: Sequence[str] | str | PathLike) -> list[str]:
+    """Reads and checks a vocabulary.
+
+    Args:
+      vocab: the tokens in the order of their ids, or the path of a UTF-8 file with one token a line.
+
+    Returns:
+      The tokens; a token's place is its id.
+
+    Raises:
+      ConfigError: the file is missing or is not UTF-8.
+      CheckpointError: a special token is missing or a token stands there twice.
+    """
+    if isinstance(vocab, str | PathLike):
+        place = f"vocabulary file {Path(vocab)}"
+        try:
+            with open(vocab, encoding="utf-8") as file:
+                tokens = [line.rstrip("\n") for line in file]
+        except OSError as error:
+            raise ConfigError(
+                f"{place}: cannot be read ({error.strerror}). Give the vocab.txt that belongs to the encoder."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{place}: not UTF-8 (byte {error.start}). Give the vocab.txt that belongs to the encoder."
+            ) from error
+    else:
+        place, tokens = "vocabulary", list(vocab)
+    _check(tokens, place)
+    return tokens
+
+
+def _check(tokens: list[str], place: str) -> None:
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if missing:
+        raise CheckpointError(
+            f"{place}: {len(tokens)} tokens, without {', '.join(missing)}. "
+            "A BERT vocabulary has one token a line, the special ones included; use the encoder's own vocab.txt."
+        )
+    twice = [token for token, count in Counter(tokens).items() if count > 1]
+    if twice:
+        lines = [number for number, token in enumerate(tokens, start=1) if token == twice[0]]
+        raise CheckpointError(
+            f"{place}: {len(twice)} tokens occur more than once, the first on lines "
+            f"{', '.join(map(str, lines[:5]))}. An id must belong to one token; use the encoder's own vocab.txt."
+        )
+
+
+def engine_vocabulary(tokens: Sequence[str], rules: UnicodeRules) -> list[str]:
+    """The tokens as the engine must know them, same ids.
+
+    A token that the reference can never produce from a text (`[SEP]` is cut at its brackets) is renamed to one that
+    no text can hold, and letters with a stand-in are replaced by it.
+    """
+    replace = stand_ins(rules)
+    return [
+        token.translate(replace) if _can_match(token, rules) else f"{_UNMATCHABLE}{index}"
+        for index, token in enumerate(tokens)
+    ]
+
+
+def _can_match(token: str, rules: UnicodeRules) -> bool:
+    if token in SPECIAL_TOKENS:
+        return False
+    piece = token.removeprefix(SUFFIX)
+    classes = [rules.reference[ord(char)] for char in piece]
+    if len(classes) == 1 and classes[0] == ISOLATE:
+        return piece == token
+    return bool(classes) and not {DROP, SPACE, ISOLATE} & set(classes)
