@@ -1,0 +1,172 @@
+"""CNN heads over packed token embeddings: [tokens, hidden] -> [batch, features].
+
+`multi_width`  convolutions of several widths in parallel, maximum over the text (Kim, 2014, arXiv:1408.5882)
+`global_max`   convolutions one after the other, maximum over the text
+`stacked`      convolutions one after the other, each with batch normalisation and dropout; maximum
+`flatten`      convolutions one after the other, max-pool, flattened at a fixed length
+`attention`    convolutions in parallel, pooled by learned weights (Yang et al., 2016, section 2.2)
+`cls`          no convolution: the embedding of the first token, as the control
+
+Convolutions see zeros beyond the ends of a text, whatever stands beside it in the batch, and batch statistics
+are over real tokens only: an answer never depends on the other texts or on padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from components.config import HeadConfig
+from components.encoder.packing import Batch, Layout, Tensor, layout, padded, shifted
+
+_PARALLEL = ("multi_width", "attention")
+
+
+class Convolutions(keras.layers.Layer):
+    """1-D convolutions of several widths over the same packed tokens, zeros beyond each text's ends.
+
+    A width of w looks at (w - 1) // 2 tokens before and w // 2 after (TensorFlow's "SAME"). The windows are
+    laid out side by side and each width is one matrix product: on CPU as fast as a padded convolution of
+    the same real tokens, and there is no padding to compute.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        filters: tuple[int, ...],
+        regularizer: keras.regularizers.Regularizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.widths = widths
+        self.filters = filters
+        self.regularizer = regularizer
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.kernels = []
+        self.biases = []
+        for width, filters in zip(self.widths, self.filters, strict=True):
+            self.kernels.append(
+                self.add_weight(
+                    shape=(width * input_shape[-1], filters),
+                    initializer="glorot_uniform",
+                    regularizer=self.regularizer,
+                    name=f"kernel_{width}",
+                )
+            )
+            self.biases.append(
+                self.add_weight(shape=(filters,), initializer="zeros", name=f"bias_{width}")
+            )
+
+    def call(self, x: Tensor, rows: Tensor) -> list[Tensor]:
+        """Returns one float [tokens, filters] a width, before any activation."""
+        left = max((width - 1) // 2 for width in self.widths)
+        right = max(width // 2 for width in self.widths)
+        views = shifted(x, rows, left, right)
+        outputs = []
+        for width, kernel, bias in zip(self.widths, self.kernels, self.biases, strict=True):
+            first = left - (width - 1) // 2
+            window = ops.concatenate(views[first : first + width], axis=-1)  # (T, width * H)
+            outputs.append(ops.matmul(window, kernel) + bias)
+        return outputs
+
+
+class Head(keras.layers.Layer):
+    """The head that `config.kind` names.
+
+    Args:
+      config: kind, widths, filters and rates.
+      pairs: whether batches carry `segments`; then pooling heads pool the two segments apart, if
+        `config.pool_by_segment`. `flatten` and `cls` do not pool over the text.
+      max_length: tokens that `flatten` keeps; shorter texts are padded with zeros, longer ones cropped.
+
+    Call arguments:
+      hidden: float [tokens, hidden].
+      batch: the packed batch.
+
+    Returns:
+      float [batch, features].
+    """
+
+    def __init__(self, config: HeadConfig, pairs: bool, max_length: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.max_length = max_length
+        self.by_segment = pairs and config.pool_by_segment
+        filters = config.filters * (len(config.widths) // len(config.filters))
+        regularizer = keras.regularizers.L2(config.l2) if config.l2 else None
+        policy = self.dtype_policy
+        self.parallel = config.kind in _PARALLEL
+        if config.kind == "cls":
+            stages: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        elif self.parallel:
+            stages = [(config.widths, filters)]
+        else:
+            stages = [((width,), (count,)) for width, count in zip(config.widths, filters, strict=True)]
+        self.stages = [
+            Convolutions(*stage, regularizer=regularizer, name=f"convolutions_{n}", dtype=policy)
+            for n, stage in enumerate(stages)
+        ]
+        normalised = config.batch_norm or config.kind == "stacked"
+        # A momentum of 0.9: a run of a few hundred steps must settle the moving statistics.
+        self.norms = [
+            keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{n}", dtype=policy)
+            for n in range(len(stages) if normalised else 0)
+        ]
+        self.dropouts = [
+            keras.layers.Dropout(config.dropout, dtype=policy)
+            for _ in range(len(stages) - 1 if config.kind == "stacked" else 0)
+        ]
+        if config.kind == "attention":
+            self.hidden_score = keras.layers.Dense(
+                sum(filters), activation="tanh", kernel_regularizer=regularizer, name="score_hidden",
+                dtype=policy,
+            )  # fmt: skip
+            self.score = keras.layers.Dense(1, use_bias=False, name="score", dtype=policy)
+
+    def call(self, hidden: Tensor, batch: Batch, training: bool = False) -> Tensor:
+        place = layout(batch)
+        if self.config.kind == "cls":
+            return ops.take(hidden, place.starts, axis=0)
+        features = self._convolved(hidden, place, training)  # (T, F), at least 0
+        if self.config.kind == "flatten":
+            return self._flattened(features, place)
+        groups, count = place.rows, ops.shape(place.lengths)[0]
+        if self.by_segment:
+            groups, count = 2 * place.rows + ops.cast(batch["segments"], "int32"), 2 * count
+        if self.config.kind == "attention":
+            pooled = self._attended(features, groups, count)
+        else:
+            # The maximum over no token at all (an empty second segment) is that of no n-gram found: 0.
+            pooled = ops.maximum(ops.segment_max(features, groups, num_segments=count), 0)
+        width = features.shape[-1]
+        return ops.reshape(pooled, (-1, 2 * width if self.by_segment else width))
+
+    def _convolved(self, x: Tensor, place: Layout, training: bool) -> Tensor:
+        for n, stage in enumerate(self.stages):
+            outputs = stage(x, place.rows)
+            x = ops.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+            if self.norms:
+                x = self.norms[n](x, training=training)
+            x = ops.relu(x)
+            if n < len(self.dropouts):
+                x = self.dropouts[n](x, training=training)
+        return x
+
+    def _flattened(self, features: Tensor, place: Layout) -> Tensor:
+        block, mask = padded(features, place, self.max_length)  # (B, max_length, F)
+        block = block * ops.cast(mask, block.dtype)[:, :, None]
+        pool = self.config.pool_size
+        block = ops.max_pool(block, pool, strides=pool, padding="same", data_format="channels_last")
+        return ops.reshape(block, (-1, -(-self.max_length // pool) * features.shape[-1]))
+
+    def _attended(self, features: Tensor, groups: Tensor, count: Tensor) -> Tensor:
+        score = ops.cast(self.score(self.hidden_score(features)), "float32")  # (T, 1)
+        # Softmax within each group; the maximum is subtracted for range alone, its gradient cancels.
+        highest = ops.stop_gradient(ops.segment_max(score, groups, num_segments=count))
+        weight = ops.exp(score - ops.take(highest, groups, axis=0))
+        total = ops.segment_sum(weight, groups, num_segments=count)  # (G, 1), 0 for an empty group
+        summed = ops.segment_sum(ops.cast(features, "float32") * weight, groups, num_segments=count)
+        return ops.cast(summed / ops.maximum(total, 1e-9), features.dtype)

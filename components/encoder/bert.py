@@ -1,0 +1,165 @@
+"""BERT (Devlin et al., 2019, arXiv:1810.04805) over packed tokens, in Keras 3 operations.
+
+The same function as `transformers.BertModel` without its pooler: post-norm residual blocks, exact (erf) GELU,
+learned absolute positions. `num_hidden_layers = 0` leaves the embeddings and their normalisation.
+
+Only attention needs the texts as a padded block; padded keys get weight exactly zero, padded queries are
+dropped again, so that no real token ever feels them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from components.encoder.config import BertGeometry
+from components.encoder.packing import Batch, Layout, Tensor, layout, padded
+
+# Below every score, and still finite after any softmax's subtraction of the maximum in bfloat16.
+_MASKED = -1e9
+
+
+class Embeddings(keras.layers.Layer):
+    """Word, position and segment embeddings, summed and normalised: [tokens] -> [tokens, hidden]."""
+
+    def __init__(self, geometry: BertGeometry, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.geometry = geometry
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=geometry.layer_norm_eps, name="norm", dtype=self.dtype_policy
+        )
+        self.dropout = keras.layers.Dropout(geometry.hidden_dropout_prob, dtype=self.dtype_policy)
+
+    def build(self, _: Any = None) -> None:
+        g = self.geometry
+        normal = keras.initializers.TruncatedNormal(stddev=g.initializer_range)
+        for name, size in (
+            ("word", g.vocab_size),
+            ("position", g.max_position_embeddings),
+            ("segment", g.type_vocab_size),
+        ):
+            weight = self.add_weight(
+                shape=(size, g.hidden_size), initializer=normal.clone(), name=f"{name}_embeddings"
+            )
+            setattr(self, name, weight)
+        self.norm.build((None, g.hidden_size))
+
+    def call(self, batch: Batch, place: Layout, training: bool = False) -> Tensor:
+        x = ops.take(self.word, batch["ids"], axis=0)  # (T, H)
+        x = x + ops.take(self.position, place.positions, axis=0)
+        if "segments" in batch:
+            x = x + ops.take(self.segment, batch["segments"], axis=0)
+        else:
+            x = x + self.segment[0]
+        return self.dropout(self.norm(x), training=training)
+
+
+class SelfAttention(keras.layers.Layer):
+    """Multi-head self-attention within each text: [tokens, hidden] -> [tokens, hidden], projected."""
+
+    def __init__(self, geometry: BertGeometry, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.geometry = geometry
+        normal = keras.initializers.TruncatedNormal(stddev=geometry.initializer_range)
+        # One product for the three projections: [query | key | value].
+        self.qkv = keras.layers.Dense(
+            3 * geometry.hidden_size, kernel_initializer=normal, name="qkv", dtype=self.dtype_policy
+        )
+        self.output_dense = keras.layers.Dense(
+            geometry.hidden_size, kernel_initializer=normal.clone(), name="output", dtype=self.dtype_policy
+        )
+        self.dropout = keras.layers.Dropout(geometry.attention_probs_dropout_prob, dtype=self.dtype_policy)
+
+    def build(self, _: Any = None) -> None:
+        self.qkv.build((None, self.geometry.hidden_size))
+        self.output_dense.build((None, self.geometry.hidden_size))
+
+    def call(self, x: Tensor, place: Layout, training: bool = False) -> Tensor:
+        heads = self.geometry.num_attention_heads
+        size = self.geometry.hidden_size // heads
+        longest = ops.max(place.lengths)
+        block, mask = padded(self.qkv(x), place, longest)  # (B, L, 3H), (B, L)
+        block = ops.reshape(block, (-1, longest, 3, heads, size))
+        block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
+        query, key, value = block[0] * (1.0 / math.sqrt(size)), block[1], block[2]
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
+        scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), _MASKED)
+        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        weights = self.dropout(weights, training=training)
+        context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, heads, size)
+        context = ops.reshape(context, (-1, heads * size))  # (B * L, H)
+        context = ops.take(context, place.rows * longest + place.positions, axis=0)  # (T, H)
+        return self.output_dense(context)
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Attention and feed-forward, each with dropout, residual and normalisation after it."""
+
+    def __init__(self, geometry: BertGeometry, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.geometry = geometry
+        policy, g = self.dtype_policy, geometry
+        normal = keras.initializers.TruncatedNormal(stddev=g.initializer_range)
+        self.attention = SelfAttention(g, name="attention", dtype=policy)
+        self.attention_norm = keras.layers.LayerNormalization(
+            epsilon=g.layer_norm_eps, name="attention_norm", dtype=policy
+        )
+        self.intermediate = keras.layers.Dense(
+            g.intermediate_size, kernel_initializer=normal, name="intermediate", dtype=policy
+        )
+        self.output_dense = keras.layers.Dense(
+            g.hidden_size, kernel_initializer=normal.clone(), name="output", dtype=policy
+        )
+        self.output_norm = keras.layers.LayerNormalization(
+            epsilon=g.layer_norm_eps, name="output_norm", dtype=policy
+        )
+        self.dropout = keras.layers.Dropout(g.hidden_dropout_prob, dtype=policy)
+
+    def build(self, _: Any = None) -> None:
+        hidden = (None, self.geometry.hidden_size)
+        self.attention.build(hidden)
+        self.attention_norm.build(hidden)
+        self.intermediate.build(hidden)
+        self.output_dense.build((None, self.geometry.intermediate_size))
+        self.output_norm.build(hidden)
+
+    def call(self, x: Tensor, place: Layout, training: bool = False) -> Tensor:
+        attended = self.dropout(self.attention(x, place, training=training), training=training)
+        x = self.attention_norm(x + attended)
+        inner = ops.gelu(self.intermediate(x), approximate=False)  # (T, intermediate)
+        return self.output_norm(x + self.dropout(self.output_dense(inner), training=training))
+
+
+class BertEncoder(keras.layers.Layer):
+    """Contextual token embeddings of a packed batch.
+
+    Call arguments:
+      batch: see `components.encoder.packing`.
+
+    Returns:
+      float [tokens, hidden_size], in the compute dtype of the layer's policy.
+    """
+
+    def __init__(self, geometry: BertGeometry, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.geometry = geometry
+        self.embeddings = Embeddings(geometry, name="embeddings", dtype=self.dtype_policy)
+        self.blocks = [
+            TransformerBlock(geometry, name=f"layer_{n}", dtype=self.dtype_policy)
+            for n in range(geometry.num_hidden_layers)
+        ]
+
+    def build(self, _: Any = None) -> None:
+        self.embeddings.build()
+        for block in self.blocks:
+            block.build()
+
+    def call(self, batch: Batch, training: bool = False) -> Tensor:
+        place = layout(batch)
+        x = self.embeddings(batch, place, training=training)
+        for block in self.blocks:
+            x = block(x, place, training=training)
+        return x

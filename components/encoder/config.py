@@ -1,0 +1,117 @@
+"""The geometry of a BERT encoder, from its `config.json` and the configuration's overrides."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from components.config import EncoderConfig
+from components.errors import CheckpointError, ConfigError
+
+_OVERRIDES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+# What the encoder does, by key of config.json; any other value there would change its answers.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+    "quantization_config": (),
+}
+
+
+@dataclass(frozen=True)
+class BertGeometry:
+    """Sizes and rates of a BERT encoder, by the names of `config.json` (Devlin et al., 2019)."""
+
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+
+def read_geometry(
+    config_file: str | Path, overrides: EncoderConfig | None = None, vocab_size: int | None = None
+) -> BertGeometry:
+    """Reads a BERT `config.json` and applies the configuration's overrides.
+
+    Args:
+      config_file: JSON by the names that Hugging Face and Google's release share.
+      overrides: values other than None replace the file's.
+      vocab_size: entries of the vocabulary in use. Random weights take it as it is; for pretrained weights
+        (`overrides.weights`) it must be the file's own.
+
+    Raises:
+      CheckpointError: the file asks for something this encoder does not do, or vocabulary and file disagree.
+      ConfigError: the sizes do not fit together, or the file is not readable JSON.
+    """
+    try:
+        raw = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"encoder.config: {config_file} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"encoder.config: {config_file} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"encoder.config: {config_file} must hold one JSON object")
+    _refuse_unsupported(config_file, raw)
+    known = BertGeometry.__dataclass_fields__
+    geometry = BertGeometry(**{"vocab_size": vocab_size or 0, **{k: raw[k] for k in known if k in raw}})
+    _check_types(config_file, geometry)
+    if overrides is not None:
+        given = {key: getattr(overrides, key) for key in _OVERRIDES}
+        geometry = replace(geometry, **{key: value for key, value in given.items() if value is not None})
+    if vocab_size is not None and vocab_size != geometry.vocab_size:
+        if overrides is not None and overrides.weights:
+            raise CheckpointError(
+                f"{config_file}: vocab_size is {geometry.vocab_size}, but the vocabulary has {vocab_size} "
+                "entries; use the vocabulary that the weights were trained with (tokenizer.vocab)"
+            )
+        geometry = replace(geometry, vocab_size=vocab_size)
+    if geometry.vocab_size < 1:
+        raise ConfigError(f"{config_file}: vocab_size is missing")
+    if geometry.num_hidden_layers and geometry.hidden_size % geometry.num_attention_heads:
+        raise ConfigError(
+            f"encoder: hidden_size {geometry.hidden_size} cannot be divided among "
+            f"{geometry.num_attention_heads} attention heads (num_attention_heads)"
+        )
+    return geometry
+
+
+def _refuse_unsupported(config_file: str | Path, raw: dict[str, Any]) -> None:
+    for key, allowed in _SUPPORTED.items():
+        value = raw.get(key)
+        if value is not None and value not in allowed:
+            wanted = f"only {' or '.join(map(repr, allowed))} is" if allowed else "it is not"
+            raise CheckpointError(f"{config_file}: {key} is {value!r}; {wanted} supported")
+    embedding_size = raw.get("embedding_size")
+    if embedding_size is not None and embedding_size != raw.get("hidden_size", 768):
+        raise CheckpointError(
+            f"{config_file}: embedding_size {embedding_size} differs from hidden_size; "
+            "factorised embeddings are not supported"
+        )
+
+
+def _check_types(config_file: str | Path, geometry: BertGeometry) -> None:
+    for key, field in BertGeometry.__dataclass_fields__.items():
+        value = getattr(geometry, key)
+        number = isinstance(value, int if field.type == "int" else (int, float))
+        if not number or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{config_file}: {key} is {value!r}; a number of at least 0 is needed")

@@ -1,0 +1,75 @@
+"""Packed batches: all real tokens of a batch end to end, no padding anywhere.
+
+A batch of texts is a dict of
+  `ids`          int32 [tokens]   the texts' token ids, one text after the other, special tokens included
+  `segments`     int32 [tokens]   0 in the first segment, 1 in the second; only where texts are pairs
+  `row_lengths`  int32 [batch]    tokens of each text
+
+Dense layers, normalisation and residuals work on `[tokens, hidden]` as it stands. What looks beyond a token
+(attention, convolution, pooling) asks the layout which text a token is of. With no padding there is nothing
+that could change an answer, a normalisation's statistics or a pooled maximum.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+Tensor = Any  # of whichever backend Keras runs on
+Batch = dict[str, Tensor]
+
+
+class Layout(NamedTuple):
+    """Where every token of a packed batch belongs."""
+
+    rows: Tensor  # int32 [tokens], the text that a token is of
+    positions: Tensor  # int32 [tokens], its place in that text, from 0
+    starts: Tensor  # int32 [batch], where each text begins
+    lengths: Tensor  # int32 [batch]
+
+
+def layout(batch: Batch) -> Layout:
+    """The layout of a packed batch; the row lengths must add up to the number of tokens."""
+    lengths = ops.cast(batch["row_lengths"], "int32")
+    ends = ops.cumsum(lengths)
+    starts = ends - lengths
+    tokens = ops.arange(ops.shape(batch["ids"])[0], dtype="int32")
+    rows = ops.cast(ops.searchsorted(ends, tokens, side="right"), "int32")
+    return Layout(rows, tokens - ops.take(starts, rows, axis=0), starts, lengths)
+
+
+def shifted(x: Tensor, rows: Tensor, left: int, right: int) -> list[Tensor]:
+    """The tokens `left` before to `right` after each token; zeros beyond the ends of its text.
+
+    Args:
+      x: float [tokens, features].
+      rows: int32 [tokens].
+
+    Returns:
+      `left + 1 + right` tensors of the shape of `x`; the one at index `left` is `x` itself.
+    """
+    tokens = ops.shape(x)[0]
+    padded = ops.pad(x, [[left, right], [0, 0]])
+    padded_rows = ops.pad(rows, [[left, right]], constant_values=-1)
+    views = []
+    for offset in range(left + right + 1):
+        if offset == left:
+            views.append(x)
+            continue
+        same_text = ops.equal(padded_rows[offset : offset + tokens], rows)
+        views.append(padded[offset : offset + tokens] * ops.cast(same_text, x.dtype)[:, None])
+    return views
+
+
+def padded(x: Tensor, place: Layout, length: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Packed rows as a padded block, cropped to `length`.
+
+    Returns:
+      block: the dtype of `x`, [batch, length, features]. At padding it repeats some real token: mask it.
+      mask: bool [batch, length], true at real tokens.
+    """
+    steps = ops.arange(length, dtype="int32")[None, :]  # (1, L)
+    mask = steps < place.lengths[:, None]  # (B, L)
+    index = ops.minimum(place.starts[:, None] + steps, ops.shape(x)[0] - 1)
+    return ops.take(x, index, axis=0), mask
