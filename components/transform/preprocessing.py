@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from components.errors import DataError
+from components.transform.keys import text_key
 from components.transform.wordpiece import WordPiece
 
 
@@ -27,7 +28,8 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
 
     Returns:
       `input_ids` sparse int64 [batch, (tokens)], unpadded; with `pairs` `segment_ids` likewise; `length`, `unknown`
-      and `truncated`, int64 [batch]: tokens, `[UNK]` among them, and 1 where tokens were cut off; `label` int64
+      and `truncated`, int64 [batch]: tokens, `[UNK]` among them, and 1 where tokens were cut off; `key` int64 [batch],
+      which stands for the text (components/transform/keys.py); `label` int64
       [batch], the place in `labels`, or `labels` float32 [batch, len(labels)], 1 where the label applies.
       While it runs, a label that is not in `labels` raises InvalidArgumentError.
 
@@ -44,6 +46,7 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
         "length": encoded.input_ids.row_lengths(),
         "unknown": tf.cast(encoded.unknown, tf.int64),
         "truncated": tf.cast(encoded.truncated, tf.int64),
+        "key": text_key(texts, pairs),
     }
     if custom_config["pairs"]:
         outputs["segment_ids"] = _sparse(encoded.segment_ids)
