@@ -1,0 +1,47 @@
+"""Runs command lines in forks of one process that has imported TFX already, for TFX takes long to import.
+
+Reads one JSON request a line, `{"argv": […], "cwd": …, "stdout": path, "stderr": path}`; answers `pid N` when the
+child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess).
+"""
+
+import json
+import os
+import sys
+
+import pipeline.graph
+import pipeline.local  # noqa: F401
+from pipeline.cli import app
+
+
+def run_child(request: dict) -> None:
+    os.setsid()
+    os.chdir(request["cwd"])
+    for target, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, target)
+    status = 70
+    try:
+        app(request["argv"], standalone_mode=True)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    print("ready", file=answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            run_child(request)
+        print(f"pid {pid}", file=answers)
+        _, status = os.waitpid(pid, 0)
+        print(f"exit {pid} {os.waitstatus_to_exitcode(status)}", file=answers)
+
+
+if __name__ == "__main__":
+    main()
