@@ -1,5 +1,6 @@
-"""The whole pipeline on a small part of the shipped data: a project folder and a command that runs in a warm process."""
+"""The whole pipeline on a small part of the shipped data: a project folder, and commands in a warm process."""
 
+import contextlib
 import csv
 import json
 import os
@@ -125,10 +126,8 @@ class Project:
                 break
             time.sleep(0.01)
         time.sleep(delay)
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it had ended: the caller sees its status
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it had ended: the caller sees its status
         return self.wait()
 
 
