@@ -26,9 +26,11 @@ done
 
 # ---- what a second call looks at: the lock, these scripts, the interpreter and the C library ----
 glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{print $2}')
-wanted=$( { cat "$here"/*.txt "$here"/*.sh pyproject.toml; echo "$root ${python:-none} ${glibc:-none}"
+wanted=$( { cat "$here"/*.txt "$here"/bootstrap.sh "$here"/runtime.sh; echo "$root ${python:-none} ${glibc:-none}"
             [ -z "$python" ] || "$python" -V; } | sha256sum | cut -d' ' -f1)
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+project=$(sha256sum pyproject.toml | cut -d' ' -f1)
+ready() { [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; }
+if ready && [ "$(cat "$stamp.project" 2>/dev/null)" = "$project" ]; then exit 0; fi
 
 # ---- everything that is missing is named before anything else happens ---------------------------
 missing=()
@@ -60,24 +62,8 @@ exec 9>.tools/lock
 if command -v flock >/dev/null 2>&1; then
   flock -n 9 || { say "another set-up is running in this checkout; waiting for it"; flock 9; }
 fi
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
-
 began=$SECONDS
-say "setting up .venv with $("$python" -V) (3.2 GB; once)"
-rm -rf .venv
-if [ "$(cat .tools/stamp 2>/dev/null)" != "$wanted" ]; then
-  rm -rf .tools/venv
-  "$python" -m venv .tools/venv
-  .tools/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$here/tools.txt"
-  echo "$wanted" > .tools/stamp
-fi
 uv=$root/.tools/venv/bin/uv
-
-"$python" -m venv --without-pip .venv
-if [ "$(printf '%s\n' 2.38 "$glibc" | sort -V | head -n1)" != 2.38 ]; then
-  bash "$here/runtime.sh" "$root" "$python"
-fi
-
 # uv does not read pip's configuration: where a mirror is set there, it is used here too.
 if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
   index=$("$python" -m pip config get global.index-url 2>/dev/null || true)
@@ -87,8 +73,29 @@ fi
 [ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
 export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_NO_CONFIG=1
 export UV_BUILD_CONSTRAINT=$here/build.txt UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+install_project() {  # the checkout itself; its entry points and names follow pyproject.toml
+  "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+  echo "$project" > "$stamp.project"
+}
+if ready; then
+  [ "$(cat "$stamp.project" 2>/dev/null)" = "$project" ] || install_project
+  exit 0
+fi
+
+say "setting up .venv with $("$python" -V) (3.2 GB; once)"
+rm -rf .venv
+if [ "$(cat .tools/stamp 2>/dev/null)" != "$wanted" ]; then
+  rm -rf .tools/venv
+  "$python" -m venv .tools/venv
+  .tools/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$here/tools.txt"
+  echo "$wanted" > .tools/stamp
+fi
+"$python" -m venv --without-pip .venv
+if [ "$(printf '%s\n' 2.38 "$glibc" | sort -V | head -n1)" != 2.38 ]; then
+  bash "$here/runtime.sh" "$root" "$python"
+fi
 "$uv" pip install --quiet --python .venv/bin/python --require-hashes -r "$here/requirements.txt"
-"$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+install_project
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # so that the first run does not pay for it
 echo "$wanted" > "$stamp"
 say "ready in $((SECONDS - began)) s: .venv/bin/biobert-cnn --help"

