@@ -24,6 +24,7 @@ from pipeline import records
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, run_fingerprint
 from pipeline.outcome import outcome
+from pipeline.steps import STEPS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +94,8 @@ def _execute(
     seconds: dict[str, float] = {}
 
     def listen(step: str, event: str, elapsed: float) -> None:
+        if step not in STEPS:  # a resolver: it only looks something up
+            return
         if event != "started":
             seconds[step] = round(elapsed, 2)
         display.step(step, event, elapsed)  # type: ignore[arg-type]
