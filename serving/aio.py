@@ -1,0 +1,93 @@
+"""The asyncio client: `serving.client.Client` with `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from serving import protos
+from serving.client import (
+    DEFAULTS,
+    PREDICT_METHOD,
+    Options,
+    Prediction,
+    channel_credentials,
+    channel_options,
+    make_requests,
+    metadata,
+    next_pause_s,
+    read_response,
+    translate,
+)
+from serving.errors import Code, DeadlineError
+
+
+class AsyncClient:
+    """A client of one model for one event loop; arguments as of `serving.client.Client`."""
+
+    def __init__(self, target: str, model_name: str, options: Options = DEFAULTS, **overrides: Any):
+        self._options = Options(**{**vars(options), **overrides}) if overrides else options
+        self._target, self._model_name = target, model_name
+        credentials = channel_credentials(self._options)
+        arguments = channel_options(self._options)
+        self._channel = (
+            grpc.aio.insecure_channel(target, arguments)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, arguments)
+        )
+        self._predict = self._channel.unary_unary(
+            PREDICT_METHOD, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
+        )
+
+    async def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
+        """Classifies texts, in their order; see `serving.client.Client.predict`."""
+        end = None if self._options.timeout_s is None else time.monotonic() + self._options.timeout_s
+        requests = make_requests(self._model_name, self._options, texts, pairs)
+        found: list[Prediction] = []
+        waiting: list[asyncio.Task[list[Prediction]]] = []
+        try:
+            for request in requests:
+                if len(waiting) == self._options.concurrency:
+                    found += await waiting[0]
+                    del waiting[0]
+                waiting.append(asyncio.create_task(self._ask(request, end)))
+            for task in waiting:
+                found += await task
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return found
+
+    async def _ask(self, request: tuple[int, Any], end: float | None) -> list[Prediction]:
+        count, message = request
+        for attempt in itertools.count():
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise DeadlineError(f"{self._target}: no answer within the deadline", Code.DEADLINE_EXCEEDED)
+            try:
+                response = await self._predict(message, timeout=left, metadata=metadata(self._options))
+                return read_response(response, count)
+            except grpc.RpcError as cause:
+                error = translate(cause, self._target)
+                left = None if end is None else end - time.monotonic()
+                pause = next_pause_s(error, attempt, self._options, left)
+                if pause is None:
+                    raise error from None
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()

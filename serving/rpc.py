@@ -1,0 +1,235 @@
+"""The gRPC face: PredictionService, ModelService, health by model, reflection.
+
+The adapters hold no state; each turns a gRPC call into a call of `InferenceService` or `ServerCore` and a
+`StatusError` into a gRPC status.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
+
+from serving.core import ServerCore
+from serving.errors import Code, StartError, StatusError, invalid
+from serving.loader import Call
+from serving.manager import VersionStatus
+from serving.policy import State
+from serving.service import InferenceService
+
+_log = logging.getLogger(__name__)
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+# Beyond the inference slots: threads for health, status and reload, and for saying no.
+_SPARE_THREADS = 8
+
+
+def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except StatusError as error:
+        context.abort(_CODES[int(error.code)], error.message)
+
+
+def _call_context(context: grpc.ServicerContext) -> Call:
+    return Call(context.time_remaining, context.is_active)
+
+
+class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, service: InferenceService):
+        self._service = service
+
+    def Predict(self, request, context):
+        return _call(context, lambda: self._service.predict(request, _call_context(context)))
+
+    def Classify(self, request, context):
+        return _call(context, lambda: self._service.classify(request, _call_context(context)))
+
+    def Regress(self, request, context):
+        return _call(context, lambda: self._service.regress(request, _call_context(context)))
+
+    def MultiInference(self, request, context):
+        return _call(context, lambda: self._service.multi_inference(request, _call_context(context)))
+
+    def GetModelMetadata(self, request, context):
+        return _call(context, lambda: self._service.core.metadata(request))
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, core: ServerCore, metric_total: Callable[[str], float]):
+        self._core = core
+        self._metric_total = metric_total
+
+    def GetModelStatus(self, request, context) -> get_model_status_pb2.GetModelStatusResponse:
+        def work() -> get_model_status_pb2.GetModelStatusResponse:
+            if not request.HasField("model_spec"):
+                raise invalid("Missing ModelSpec")
+            return self._core.status(request.model_spec)
+
+        return _call(context, work)
+
+    def HandleReloadConfigRequest(self, request, context) -> model_management_pb2.ReloadConfigResponse:
+        if request.config.WhichOneof("config") != "model_config_list":
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported",
+            )
+        gone = threading.Event()
+        if not context.add_callback(gone.set):
+            gone.set()
+        before = {name: self._metric_total(name) for name in request.metric_names}
+        _call(context, lambda: self._core.reload_config(request.config, context.time_remaining(), gone))
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.error_code = 0
+        for name, old in before.items():
+            response.metric.add(name=name, int64_value_increase=int(self._metric_total(name) - old))
+        return response
+
+
+class Health:
+    """grpc.health.v1: the process, the two services, and each model by its name.
+
+    `liveness` is SERVING while the process can answer at all. The empty name, which probes use by default, stands
+    for readiness: every configured model answers and the server is not stopping.
+    """
+
+    def __init__(self) -> None:
+        self.servicer = health.HealthServicer()
+        for name in ("liveness", "ModelService", "PredictionService", MODEL_SERVICE, PREDICTION_SERVICE):
+            self.servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self.servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._available: dict[str, set[int]] = {}
+        self._stopping = False
+
+    def on_state(self, name: str, status: VersionStatus) -> None:
+        """Follows one version's state; called by the manager."""
+        versions = self._available.setdefault(name, set())
+        if status.state is State.READY:
+            versions.add(status.version)
+        else:
+            versions.discard(status.version)
+        self._set(name, bool(versions) and not self._stopping)
+
+    def set_ready(self, ready: bool) -> None:
+        self._set("", ready and not self._stopping)
+
+    def stopping(self) -> None:
+        """Nothing is ready from now on; new requests should go elsewhere."""
+        self._stopping = True
+        self.servicer.enter_graceful_shutdown()
+
+    def _set(self, name: str, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+
+class _BearerTokens(grpc.ServerInterceptor):
+    """Refuses calls without an accepted token; health stays open, for probes cannot send one."""
+
+    def __init__(self, tokens: Sequence[str]):
+        self._tokens = [t.encode() for t in tokens]
+        self._refuse = grpc.unary_unary_rpc_method_handler(self._abort)
+
+    @staticmethod
+    def _abort(request: Any, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if details.method.startswith("/grpc.health.v1.Health/"):
+            return continuation(details)
+        sent = dict(details.invocation_metadata or ()).get("authorization", "")
+        if token_accepted(sent, self._tokens):
+            return continuation(details)
+        return self._refuse
+
+
+def token_accepted(header: str | bytes, tokens: Sequence[bytes]) -> bool:
+    """Whether an `Authorization` header carries one of the tokens; compared in constant time."""
+    value = header.encode() if isinstance(header, str) else header
+    scheme, _, token = value.partition(b" ")
+    matches = [hmac.compare_digest(token.strip(), t) for t in tokens]
+    return scheme.lower() == b"bearer" and any(matches)
+
+
+def channel_arguments(text: str) -> list[tuple[str, int | str]]:
+    """`--grpc_channel_arguments`: `key=value,…`; a value that reads as a number is one. Raises `StartError`."""
+    found: list[tuple[str, int | str]] = []
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise StartError(f"--grpc_channel_arguments: {part!r} is not key=value")
+        try:
+            found.append((key, int(value)))
+        except ValueError:
+            found.append((key, value))
+    return found
+
+
+def make_server(
+    service: InferenceService,
+    health_check: Health,
+    threads: int,
+    max_message_bytes: int,
+    arguments: Sequence[tuple[str, int | str]] = (),
+    tokens: Sequence[str] = (),
+) -> grpc.Server:
+    """A gRPC server with all services, not yet listening.
+
+    Args:
+        threads: inference requests at once; the service itself refuses more.
+        max_message_bytes: largest request.
+        arguments: gRPC's channel arguments.
+        tokens: accepted bearer tokens; empty: none is asked for.
+    """
+    server = grpc.server(
+        futures.ThreadPoolExecutor(threads + _SPARE_THREADS, thread_name_prefix="grpc"),
+        interceptors=[_BearerTokens(tokens)] if tokens else [],
+        # What arrives beyond this is refused by gRPC itself, without a thread. The service refuses earlier.
+        maximum_concurrent_rpcs=2 * threads + 64,
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
+            *arguments,
+        ],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionServicer(service), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        ModelServicer(service.core, service.metrics.total), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)
+    reflection.enable_server_reflection(
+        (PREDICTION_SERVICE, MODEL_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    return server
+
+
+def credentials(ssl: Any) -> grpc.ServerCredentials:
+    """TLS from an `SSLConfig`: key, certificate, and with `client_verify` the authority of client certificates."""
+    if not ssl.server_key or not ssl.server_cert:
+        raise StartError("--ssl_config_file: server_key and server_cert must both hold PEM text")
+    if ssl.client_verify and not ssl.custom_ca:
+        raise StartError("--ssl_config_file: client_verify needs custom_ca, the authority of client certificates")
+    return grpc.ssl_server_credentials(
+        [(ssl.server_key.encode(), ssl.server_cert.encode())],
+        root_certificates=ssl.custom_ca.encode() or None,
+        require_client_auth=ssl.client_verify,
+    )
+
+
+__all__ = ["Code", "Health", "channel_arguments", "credentials", "make_server", "token_accepted"]

@@ -1,0 +1,215 @@
+"""The model server as a process: `biobert-cnn serve --model_base_path=…`, or `python -m serving.server …`.
+
+    flags ─▶ ServerCore (source ─▶ manager ◀─ loader) ◀─ InferenceService ◀─ gRPC, REST
+
+As TensorFlow Serving does, it listens only once every model has loaded, and ends with an error if one cannot. It
+then prints `listening on grpc HOST:PORT` (and `listening on rest HOST:PORT`) on standard output, for a parent process
+to read. SIGTERM and SIGINT stop it gracefully: not ready any more, no new requests, those being answered are finished.
+
+Exit status: 0 stopped by a signal, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from serving.errors import StartError, StatusError
+from serving.flags import Flags, parse, usage
+
+if TYPE_CHECKING:
+    import grpc
+
+    from serving.core import ServerCore
+    from serving.loader import SavedModelLoader
+    from serving.rest import RestServer
+
+_log = logging.getLogger(__name__)
+
+
+class ModelServer:
+    """One server. `start` returns when it listens; `stop` may be called from any thread.
+
+    Attributes:
+        grpc_port, rest_port: where it listens, 0 for nowhere.
+    """
+
+    def __init__(self, flags: Flags):
+        self._flags = flags
+        self.stopping = threading.Event()
+        self.grpc_port = 0
+        self.rest_port = 0
+        self._core: ServerCore | None = None
+        self._grpc: grpc.Server | None = None
+        self._rest: RestServer | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Loads the models, then listens.
+
+        Raises:
+            StartError: what is wrong with a flag, a file or a model.
+        """
+        # Imported here: with them comes TensorFlow, which a wrong flag need not wait for.
+        from serving import config, inference, rpc
+        from serving.core import ServerCore
+        from serving.manager import LoadOptions, Manager
+        from serving.metrics import Metrics
+        from serving.service import InferenceService
+
+        flags = self._flags
+        metrics = Metrics()
+        self._health = rpc.Health()
+        model_config = config.model_config(flags)
+        arguments = rpc.channel_arguments(flags.grpc_channel_arguments)
+        tokens = _read_tokens(flags.bearer_tokens_file)
+        credentials = None
+        if flags.ssl_config_file:
+            from serving.protos import SSLConfig
+
+            credentials = rpc.credentials(config.read_text_proto(flags.ssl_config_file, SSLConfig()))
+        manager = Manager(
+            self._loader(metrics),
+            LoadOptions(
+                flags.max_num_load_retries,
+                flags.load_retry_interval_micros / 1e6,
+                flags.num_load_threads,
+                flags.num_unload_threads,
+            ),
+            self._health.on_state,
+        )
+        self._core = core = ServerCore(
+            manager, flags.file_system_poll_wait_seconds, flags.allow_version_labels_for_unavailable_models
+        )
+        try:
+            core.reload_config(model_config, stop=self.stopping)
+        except StatusError as error:
+            if self.stopping.is_set():
+                return
+            raise StartError(f"Failed to start server. Error: {error}") from error
+        service = InferenceService(
+            core,
+            metrics,
+            inference.Options(flags.enable_signature_method_name_check, flags.enable_serialization_as_tensor_content),
+            {"GRPC": flags.grpc_max_threads, "REST": flags.rest_api_num_threads},
+        )
+        self._grpc = rpc.make_server(
+            service, self._health, flags.grpc_max_threads, flags.max_message_bytes, arguments, tokens
+        )
+        self._listen_grpc(credentials)
+        self._health.set_ready(True)
+
+    def _loader(self, metrics: object) -> SavedModelLoader:
+        from serving import config, inference
+        from serving.loader import SavedModelLoader
+
+        flags = self._flags
+        return SavedModelLoader(
+            tags=tuple(flags.saved_model_tags.split(",")),
+            session_config=config.session_config(flags),
+            warm_up=inference.replay if flags.enable_model_warmup else None,
+            warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+        )
+
+    def _listen_grpc(self, credentials: grpc.ServerCredentials | None) -> None:
+        assert self._grpc is not None
+        flags = self._flags
+        addresses = []
+        if flags.grpc_socket_path:
+            addresses.append(f"unix:{flags.grpc_socket_path}")
+        if flags.port or not flags.grpc_socket_path:
+            addresses.append(f"{_bracketed(flags.host)}:{flags.port}")
+        for address in addresses:
+            try:
+                if credentials is None:
+                    port = self._grpc.add_insecure_port(address)
+                else:
+                    port = self._grpc.add_secure_port(address, credentials)
+            except RuntimeError as error:
+                raise StartError(f"Cannot listen for gRPC on {address}; is it in use? ({error})") from error
+            if not address.startswith("unix:"):
+                self.grpc_port = port
+        self._grpc.start()
+        if self.grpc_port:
+            announce("grpc", f"{_bracketed(flags.host)}:{self.grpc_port}")
+        if flags.grpc_socket_path:
+            announce("grpc", f"unix:{flags.grpc_socket_path}")
+
+    def wait(self) -> None:
+        """Blocks until `stopping` is set, then stops."""
+        self.stopping.wait()
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuses new requests, finishes those begun within `--drain_seconds`, unloads the models."""
+        self.stopping.set()
+        drain = self._flags.drain_seconds
+        if self._grpc is not None:
+            self._health.stopping()
+            self._grpc.stop(drain).wait()
+        if self._core is not None:
+            self._core.stop(drain)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _read_tokens(path: str) -> list[str]:
+    if not path:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            tokens = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise StartError(f"--bearer_tokens_file: cannot read {path}: {error.strerror}") from error
+    if not tokens:
+        raise StartError(f"--bearer_tokens_file: {path} holds no token")
+    return tokens
+
+
+def announce(what: str, address: str) -> None:
+    """Tells a parent process, on standard output, where the server listens."""
+    print(f"listening on {what} {address}", flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the server until a signal ends it. `argv` excludes the program's name."""
+    if any(a in ("--help", "-h") for a in argv):
+        print(usage())
+        return 0
+    try:
+        flags = parse(list(argv))
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 2
+    # Both are read when TensorFlow is imported: Keras is not needed here and costs seconds; of the C++ log,
+    # warnings and errors are enough.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    server = ModelServer(flags)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: server.stopping.set())
+    if flags.version:
+        from importlib.metadata import version
+
+        print(f"biobert-cnn model server: {version('biobert-cnn')}\nTensorFlow Library: {version('tensorflow')}")
+        return 0
+    try:
+        server.start()
+    except StartError as error:
+        print(error, file=sys.stderr)
+        server.stop()
+        return 1
+    server.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""What gRPC and REST share: admission, deadline, metrics and request log around each inference call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf.message import Message
+from tensorflow_serving.apis import model_pb2, predict_pb2
+
+from serving import inference
+from serving.core import ServerCore
+from serving.errors import Code, StatusError, invalid
+from serving.loader import Call, Servable
+from serving.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+# (model name, API, request, response): what a request logger is told of each answered request.
+Logged = Callable[[str, str, Message, Message], None]
+
+
+class InferenceService:
+    """Answers the four inference calls. Holds no state of its own but the count of what is going on. Thread-safe.
+
+    Args:
+        core: the models.
+        metrics: what is counted.
+        options: flags that change answers.
+        slots: most requests worked on or queued at once, by entry point.
+        log_request: told of every answered request.
+    """
+
+    def __init__(
+        self,
+        core: ServerCore,
+        metrics: Metrics,
+        options: inference.Options = inference.DEFAULTS,
+        slots: dict[str, int] | None = None,
+        log_request: Logged = lambda model, api, request, response: None,
+    ):
+        self.core = core
+        self.metrics = metrics
+        self._options = options
+        self._slots = {k: threading.BoundedSemaphore(n) for k, n in (slots or {}).items()}
+        self._log_request = log_request
+
+    @contextmanager
+    def _admitted(self, entry: str) -> Iterator[None]:
+        """Refuses at once what would only wait."""
+        slots = self._slots.get(entry)
+        if slots is not None and not slots.acquire(blocking=False):
+            raise StatusError(
+                Code.RESOURCE_EXHAUSTED, f"The server works on as many {entry} requests as it may; try again later"
+            )
+        self.metrics.in_flight.add(entry)
+        try:
+            yield
+        finally:
+            self.metrics.in_flight.add(entry, by=-1)
+            if slots is not None:
+                slots.release()
+
+    def _serve(
+        self, api: str, entry: str, spec: model_pb2.ModelSpec, request: Any, call: Call | None, run: Callable[..., Any]
+    ) -> Any:
+        started = time.perf_counter()
+        call = call or Call()
+        code = Code.OK
+        # A name that a client made up must not become a label: labels are kept for ever.
+        name = spec.name if spec.name in self.core.model_names() else ""
+        try:
+            with self._admitted(entry), self.core.acquire(spec) as servable:
+                call.check()
+                response = run(servable, request, call, self._options)
+            self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
+            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, api, entry)
+            self._log_request(name, api, request, response)
+            return response
+        except StatusError as error:
+            code = error.code
+            raise
+        except Exception as error:
+            code = Code.INTERNAL
+            # Where, not what: the message may quote the request.
+            _log.error("%s %s on model %s failed: %s", entry, api, name, _where(error))
+            raise StatusError(code, "Internal error of the server") from error
+        finally:
+            self.metrics.request_count.add(name, code.name)
+
+    def predict(
+        self, request: predict_pb2.PredictRequest, call: Call | None = None, entry: str = "GRPC"
+    ) -> predict_pb2.PredictResponse:
+        return self._serve("Predict", entry, request.model_spec, request, call, inference.predict)
+
+    def classify(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
+        return self._serve("Classify", entry, request.model_spec, request, call, self._counted(inference.classify))
+
+    def regress(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
+        return self._serve("Regress", entry, request.model_spec, request, call, self._counted(inference.regress))
+
+    def multi_inference(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
+        if not request.tasks:
+            raise invalid("Input is empty.")
+        for task in request.tasks:
+            if not task.model_spec.name:
+                raise invalid("Found ModelSpec with an empty model name.")
+        run = self._counted(inference.multi_inference)
+        return self._serve("MultiInference", entry, request.tasks[0].model_spec, request, call, run)
+
+    def _counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(servable: Servable, request: Any, call: Call, options: inference.Options) -> Any:
+            kind = request.input.WhichOneof("kind")
+            count = len(getattr(request.input, kind).examples) if kind else 0
+            self.metrics.request_example_counts.observe(count, servable.name)
+            self.metrics.request_example_count_total.add(servable.name, by=count)
+            return run(servable, request, call, options)
+
+        return counted
+
+
+def _where(error: BaseException) -> str:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" at {frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else ""
+    return f"{type(error).__name__}{place}"

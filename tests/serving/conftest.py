@@ -1,0 +1,287 @@
+"""Toy SavedModels of the shapes that TensorFlow Serving's own tests use, and servers on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import grpc
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _export_tf1(path: Path, addend: float, resource: bool = True) -> Path:
+    """y = x / 2 + addend, as TensorFlow Serving's TF1 half_plus_* models: predict, regress and classify."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        a = v1.get_variable("a", initializer=0.5, use_resource=resource)
+        b = v1.get_variable("b", initializer=addend, use_resource=resource)
+        examples = v1.placeholder(tf.string, [None], name="tf_example")
+        spec = {"x": tf.io.FixedLenFeature([1], tf.float32), "x2": tf.io.FixedLenFeature([1], tf.float32, [0.0])}
+        parsed = tf.io.parse_example(examples, spec)
+        x = tf.identity(parsed["x"], name="x")
+        y = tf.add(tf.multiply(a, x), b, name="y")
+        y2 = tf.add(tf.multiply(a, x), 3.0, name="y2")
+        x2 = tf.identity(parsed["x2"], name="x2")
+        y3 = tf.add(tf.multiply(a, x2), 3.0, name="y3")
+        session.run(v1.global_variables_initializer())
+        info = v1.saved_model.build_tensor_info
+
+        def signature(i: dict, o: dict, method: str):
+            return v1.saved_model.signature_def_utils.build_signature_def(
+                {k: info(t) for k, t in i.items()}, {k: info(t) for k, t in o.items()}, f"tensorflow/serving/{method}"
+            )
+
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {
+                "serving_default": signature({"x": x}, {"y": y}, "predict"),
+                "regress_x_to_y": signature({"inputs": examples}, {"outputs": y}, "regress"),
+                "regress_x_to_y2": signature({"inputs": examples}, {"outputs": y2}, "regress"),
+                "regress_x2_to_y3": signature({"inputs": x2}, {"outputs": y3}, "regress"),
+                "classify_x_to_y": signature({"inputs": examples}, {"scores": y}, "classify"),
+            },
+        )
+        builder.save()
+    return path
+
+
+def _export_counter(path: Path) -> Path:
+    """A counter in a reference variable: get, add one, add a given number, reset."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        counter = v1.Variable(0.0, dtype=tf.float32, name="counter", use_resource=False)
+        delta = v1.placeholder(tf.float32, name="delta")
+        info = v1.saved_model.build_tensor_info
+
+        def signature(i: dict, output):
+            return v1.saved_model.signature_def_utils.build_signature_def(
+                i, {"output": info(output)}, "tensorflow/serving/predict"
+            )
+
+        signatures = {
+            "get_counter": signature({}, counter),
+            "incr_counter": signature({}, counter.assign_add(1.0)),
+            "incr_counter_by": signature({"delta": info(delta)}, counter.assign_add(delta)),
+            "reset_counter": signature({}, counter.assign(0.0)),
+        }
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+        builder.save()
+    return path
+
+
+def _export_tf2(path: Path, addend: float = 2.0) -> Path:
+    """y = x / 2 + addend as a TF2 export, with regress and classify on examples."""
+    import tensorflow as tf
+
+    class Half(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = tf.Variable(0.5), tf.Variable(addend)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+        def predict(self, x):
+            return {"y": self.a * x + self.b}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
+        def regress(self, inputs):
+            x = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([1], tf.float32)})["x"]
+            return {"outputs": self.a * x + self.b}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
+        def classify(self, inputs):
+            return {"scores": self.regress(inputs)["outputs"]}
+
+    half = Half()
+    tf.saved_model.save(
+        half,
+        str(path),
+        signatures={
+            "serving_default": half.predict, "regress_x_to_y": half.regress, "classify_x_to_y": half.classify,
+        },
+    )  # fmt: skip
+    return path
+
+
+def _export_text(path: Path, labels: tuple[str, ...] = ("short", "long"), pair: bool = False, multi: bool = False):
+    """A text classifier with this project's signatures: the more bytes, the more probable the last class."""
+    import tensorflow as tf
+    import tensorflow_text as text_ops
+
+    class Classifier(tf.Module):
+        def _probabilities(self, text, text_pair=None):
+            # One op of TF Text, so that the server must have registered them.
+            words = text_ops.WhitespaceTokenizer().tokenize(text)
+            size = tf.cast(tf.strings.length(tf.strings.reduce_join(words, axis=-1)), tf.float32)
+            if text_pair is not None:
+                size += tf.cast(tf.strings.length(text_pair), tf.float32)
+            share = size / (size + 10.0)
+            last = tf.range(len(labels)) == len(labels) - 1
+            rest = (1.0 - share) / float(max(1, len(labels) - 1))
+            return tf.where(last, share[:, None], rest[:, None])
+
+        def _outputs(self, probabilities):
+            classes = tf.tile(tf.constant([labels]), [tf.shape(probabilities)[0], 1])
+            out = {"probabilities": probabilities, "classes": classes}
+            if multi:
+                return {**out, "labels": tf.cast(probabilities >= 0.4, tf.int64)}
+            return {**out, "label": tf.gather(tf.constant(labels), tf.argmax(probabilities, -1))}
+
+        def one(self, text):
+            return self._outputs(self._probabilities(text))
+
+        def two(self, text, text_pair):
+            return self._outputs(self._probabilities(text, text_pair))
+
+        def classify(self, inputs):
+            spec = {"text": tf.io.FixedLenFeature([], tf.string)}
+            out = self._outputs(self._probabilities(tf.io.parse_example(inputs, spec)["text"]))
+            return {"classes": out["classes"], "scores": out["probabilities"]}
+
+        def tokens(self, text):
+            words = text_ops.WhitespaceTokenizer().tokenize(text)
+            return {"lengths": tf.cast(words.row_lengths(), tf.int32) + 2}
+
+    module = Classifier()
+    string = [tf.TensorSpec([None], tf.string, n) for n in ("text", "text_pair")]
+    default = tf.function(module.two, string) if pair else tf.function(module.one, string[:1])
+    tf.saved_model.save(
+        module,
+        str(path),
+        signatures={
+            "serving_default": default,
+            "classify": tf.function(module.classify, [tf.TensorSpec([None], tf.string, "inputs")]),
+            "tokens": tf.function(module.tokens, string[:1]),
+        },
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory) -> SimpleNamespace:
+    """Base paths of ready models (version 123), and the functions that export more."""
+    base = tmp_path_factory.mktemp("toys")
+    half = _export_tf1(base / "half_plus_two" / "123", 2.0).parent
+    three = _export_tf1(base / "half_plus_three" / "123", 3.0, resource=False).parent
+    return SimpleNamespace(
+        half_plus_two=half,
+        half_plus_three=three,
+        half_plus_two_tf2=_export_tf2(base / "half_plus_two_tf2" / "123").parent,
+        counter=_export_counter(base / "counter" / "123").parent,
+        text=_export_text(base / "text" / "1").parent,
+        text_pair=_export_text(base / "text_pair" / "1", pair=True).parent,
+        text_multi=_export_text(base / "text_multi" / "1", ("a", "b", "c"), multi=True).parent,
+        export_tf1=_export_tf1,
+        export_tf2=_export_tf2,
+        export_text=_export_text,
+    )
+
+
+@dataclass
+class Running:
+    """A server under test, in this process, with a channel to it."""
+
+    server: object
+    channel: grpc.Channel
+    target: str
+    rest: str
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """Starts servers in this process: `serve(base_path, flag=value, …)`; all stop at the end of the test."""
+    from serving.flags import parse
+    from serving.server import ModelServer
+
+    running: list[Running] = []
+
+    def start(base_path=None, **flags) -> Running:
+        values = {"port": 0, "drain_seconds": 5, "max_num_load_retries": 0, **flags}
+        if base_path is not None:
+            values["model_base_path"] = base_path
+        server = ModelServer(parse([f"--{k}={str(v).lower() if v in (True, False) else v}" for k, v in values.items()]))
+        server.start()
+        target = f"127.0.0.1:{server.grpc_port}"
+        found = Running(server, grpc.insecure_channel(target), target, f"http://127.0.0.1:{server.rest_port}")
+        running.append(found)
+        return found
+
+    yield start
+    for one in running:
+        one.stop()
+
+
+@dataclass
+class Process:
+    """A server as a process of its own."""
+
+    popen: subprocess.Popen
+    target: str
+    rest: str
+
+    def stop(self) -> int:
+        self.popen.terminate()
+        return self.popen.wait(60)
+
+
+@pytest.fixture
+def spawn(tmp_path) -> Iterator[Callable[..., Process]]:
+    """Starts servers as processes: `spawn('--model_base_path=…', …)`; waits until they listen."""
+    started: list[subprocess.Popen] = []
+
+    def start(*flags: str, rest: bool = False, wait: bool = True) -> Process:
+        number = len(started)
+        log = open(tmp_path / f"server-{number}.log", "wb")  # noqa: SIM115  closed with the process
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "serving.server", "--port=0", *(["--rest_api_port=-1"] if rest else []), *flags],
+            stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
+        )  # fmt: skip
+        log.close()
+        started.append(popen)
+        found = {"grpc": "", "rest": ""}
+        for _ in range((1 + rest) if wait else 0):
+            line = popen.stdout.readline().decode().split()
+            assert line[:2] == ["listening", "on"], (tmp_path / f"server-{number}.log").read_text()
+            found[line[2]] = line[3]
+        return Process(popen, found["grpc"], f"http://{found['rest']}")
+
+    yield start
+    for popen in started:
+        if popen.poll() is None:
+            popen.kill()
+        popen.wait()
+        popen.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until a condition holds; a test that fails says so after a minute."""
+
+    def wait(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, "the condition never held"
+            time.sleep(0.02)
+
+    return wait
