@@ -1,0 +1,100 @@
+"""Texts that stand in two splits, found by their hashes in memory that does not grow with the data.
+
+A worker writes the hashes of its rows, sorted, to a file for each item and split. Here the files are read range by
+range: all hashes of one range of values from every file, at most about `ROWS_AT_ONCE` of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+HASH_BYTES = 16  # 128 bits: among 10^9 rows a false match has a chance of 10^-20
+ROWS_AT_ONCE = 1 << 20
+_PAIR = np.dtype("<u8")
+
+
+def text_hash(text: bytes, text_pair: bytes | None = None) -> bytes:
+    """The hash of what the model is shown of a row: the text, and text_pair where it comes from a column."""
+    digest = hashlib.blake2b(text, digest_size=HASH_BYTES)
+    if text_pair is not None:
+        digest.update(b"\x1f" + text_pair)
+    return digest.digest()
+
+
+def sorted_hashes(hashes: bytes) -> bytes:
+    """The hashes, end to end, in the order that `find_leaks` wants."""
+    table = _table(hashes)
+    return table[np.lexsort((table[:, 1], table[:, 0]))].tobytes()
+
+
+def _table(hashes: bytes) -> np.ndarray:
+    return np.frombuffer(hashes, dtype=_PAIR).reshape(-1, 2)  # [rows, 2] uint64
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The texts that two splits share: how many different ones, and in how many rows of each."""
+
+    splits: tuple[str, str]
+    texts: int
+    rows: tuple[int, int]
+
+
+def find_leaks(
+    files: Mapping[str, Sequence[str]],
+    read: Callable[[str], bytes],
+    rows: int,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> tuple[list[Leak], dict[tuple[str, str], bytes]]:
+    """Compares every two splits.
+
+    Args:
+      files: by split, the paths of its files of sorted hashes.
+      read: gives the content of a path.
+      rows: of all splits together.
+      rows_at_once: how many hashes may be held in memory, about.
+
+    Returns:
+      The leaks, pairs without one left out, and by pair the hashes of the shared texts, end to end.
+    """
+    pairs = list(itertools.combinations(files, 2))
+    texts = dict.fromkeys(pairs, 0)
+    counts = {pair: [0, 0] for pair in pairs}
+    shared: dict[tuple[str, str], list[bytes]] = {pair: [] for pair in pairs}
+    ranges = max(1, -(-rows // rows_at_once))
+    bounds = [(index << 64) // ranges for index in range(ranges + 1)]
+    for low, high in itertools.pairwise(bounds):
+        tables = {split: _range_of(paths, read, low, high) for split, paths in files.items()}
+        for first, second in pairs:
+            found, first_rows, second_rows = _intersection(tables[first], tables[second])
+            texts[first, second] += len(found)
+            counts[first, second][0] += first_rows
+            counts[first, second][1] += second_rows
+            shared[first, second].extend(found)
+    leaks = [Leak(pair, texts[pair], (counts[pair][0], counts[pair][1])) for pair in pairs if texts[pair]]
+    return leaks, {leak.splits: b"".join(sorted(shared[leak.splits])) for leak in leaks}
+
+
+def _range_of(paths: Iterable[str], read: Callable[[str], bytes], low: int, high: int) -> np.ndarray:
+    parts = [np.empty((0, 2), _PAIR)]
+    for path in paths:
+        table = _table(read(path))
+        first = table[:, 0]
+        begin = np.searchsorted(first, np.uint64(low))
+        end = len(first) if high > np.iinfo(_PAIR).max else np.searchsorted(first, np.uint64(high))
+        parts.append(table[begin:end].copy())  # a view would keep the whole file in memory
+    return np.concatenate(parts)
+
+
+def _intersection(first: np.ndarray, second: np.ndarray) -> tuple[set[bytes], int, int]:
+    """The hashes in both tables, and the rows of each that have one. The halves are compared one after the other."""
+    halves = np.intersect1d(first[:, 0], second[:, 0])
+    a = [row.tobytes() for row in first[np.isin(first[:, 0], halves)]] if len(halves) else []
+    b = [row.tobytes() for row in second[np.isin(second[:, 0], halves)]] if len(halves) else []
+    both = set(a) & set(b)
+    return both, sum(row in both for row in a), sum(row in both for row in b)
