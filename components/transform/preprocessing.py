@@ -28,10 +28,10 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
 
     Returns:
       `input_ids` sparse int64 [batch, (tokens)], unpadded; with `pairs` `segment_ids` likewise; `length`, `unknown`
-      and `truncated`, int64 [batch]: tokens, `[UNK]` among them, and 1 where tokens were cut off; `key` int64 [batch],
-      which stands for the text (components/transform/keys.py); `label` int64
-      [batch], the place in `labels`, or `labels` float32 [batch, len(labels)], 1 where the label applies.
-      While it runs, a label that is not in `labels` raises InvalidArgumentError.
+      and `truncated`, int64 [batch]: tokens, `[UNK]` among them, and 1 where tokens were cut off; `key` int64
+      [batch], which stands for the text (components/transform/keys.py); `label` int64 [batch], the place in
+      `labels`, or `labels` float32 [batch, len(labels)], 1 where the label applies. While it runs, a label that is
+      not in `labels` raises InvalidArgumentError.
 
     Raises:
       DataError: a feature is missing.
@@ -96,11 +96,7 @@ def _multi_hot(feature, labels: list[str]) -> tf.Tensor:
 def _matches(names: tf.Tensor, labels: list[str]) -> tf.Tensor:
     """float32 [names, labels], 1 where the name is the label; every name must be one of them."""
     matches = tf.cast(names[:, tf.newaxis] == tf.constant(labels)[tf.newaxis, :], tf.float32)
-    check = tf.debugging.assert_equal(
-        tf.reduce_sum(matches, 1),
-        1.0,
-        message=f"Transform: a row's label is not one of the {len(labels)} labels of the configuration. "
-        "Add it to the labels, or drop such rows at ingestion.",
-    )
-    with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(matches)
+    unknown = 1 - tf.cast(tf.reduce_sum(matches, 1), tf.int32)
+    # Fails on an unknown label. An assertion is stateful: serving, which has no labels, could not leave it out.
+    known = tf.gather([1.0], unknown, name="label_is_not_one_of_the_configured_labels")
+    return matches * known[:, tf.newaxis]
