@@ -1,0 +1,141 @@
+"""What is sent to the server: real texts that the trainer answered too, texts meant to break it, and warm-up texts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tfx.dsl.io import fileio
+from tfx.utils import io_utils
+
+from components.transform.keys import text_key
+
+# Any of these must get an answer. The names stand in reports; the texts are nobody's.
+HOSTILE = {
+    "an empty text": b"",
+    "white space": b" \t\r\n\xc2\xa0",
+    "a text of 1,000,000 characters": b"protein " * 125_000,
+    "a word of 100,000 characters": b"x" * 100_000,
+    "invalid UTF-8": b"\xff\xfe\xc3\x28 dose",
+    "control characters": bytes(range(1, 32)) + b"\x7f",
+    "a NUL character": b"before\x00after",
+    "special tokens written out": b"[CLS] [SEP] [PAD] [MASK] [UNK]",
+}
+# Said by nobody of anybody: warm-up requests are copied to every server, so no text of the data may stand in them.
+_FILLER = (
+    "The primary outcome was the change in mean systolic blood pressure from baseline to week twelve, measured by "
+    "blinded assessors in both treatment groups and analysed by intention to treat. "
+)
+_BATCH_SIZES = (1, 8, 2, 16, 4, 32)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Raw texts and what the trainer's own model said of them.
+
+    Attributes:
+      texts: bytes, n of them.
+      pairs: bytes, n of them; None where the data has no second segment.
+      probabilities: float64 [n, classes].
+    """
+
+    texts: list[bytes]
+    pairs: list[bytes] | None
+    probabilities: np.ndarray
+
+    def __repr__(self) -> str:  # texts must not reach a log by accident
+        return f"Sample(texts={len(self.texts)}, pairs={self.pairs is not None})"
+
+
+def find_sample(check_file: str, split_uri: str, count: int) -> tuple[Sample, int]:
+    """Looks up the raw texts of the examples that the trainer noted in check.json.
+
+    Args:
+      check_file: `keys` and `probabilities`, by the trainer.
+      split_uri: folder of the raw examples' split.
+      count: how many to look up, in the trainer's order.
+
+    Returns:
+      The sample, and how many of the wanted keys the split does not hold.
+    """
+    with fileio.open(check_file, "r") as file:
+        noted = json.loads(file.read())
+    wanted = dict(zip(noted["keys"][:count], noted["probabilities"][:count], strict=True))
+    found: dict[int, tuple[bytes, bytes]] = {}
+    has_pairs = False
+    for keys, texts, pairs in _read(split_uri):
+        has_pairs = has_pairs or pairs is not None
+        for row in np.nonzero(np.isin(keys, list(wanted)))[0]:
+            found.setdefault(int(keys[row]), (texts[row], b"" if pairs is None else pairs[row]))
+        if len(found) == len(wanted):
+            break
+    order = [key for key in wanted if key in found]
+    sample = Sample(
+        texts=[found[key][0] for key in order],
+        pairs=[found[key][1] for key in order] if has_pairs else None,
+        probabilities=np.asarray([wanted[key] for key in order], np.float64),
+    )
+    return sample, len(wanted) - len(order)
+
+
+def _read(split_uri: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Batches of keys int64 [n], texts bytes [n] and, where there are any, pairs bytes [n]."""
+    files = sorted(fileio.glob(io_utils.all_files_pattern(split_uri)))
+    files = [file for file in files if not os.path.basename(file).startswith(".")]
+    compression = "GZIP" if files and files[0].endswith(".gz") else ""
+    features = {
+        "text": tf.io.FixedLenFeature([], tf.string, ""),
+        "text_pair": tf.io.VarLenFeature(tf.string),
+    }
+    for batch in tf.data.TFRecordDataset(files, compression).batch(1024):
+        parsed = tf.io.parse_example(batch, features)
+        pairs = None
+        if parsed["text_pair"].values.shape[0]:
+            pairs = tf.sparse.to_dense(parsed["text_pair"], "")[:, 0]
+        yield (
+            text_key(parsed["text"], pairs).numpy(),
+            parsed["text"].numpy(),
+            None if pairs is None else pairs.numpy(),
+        )
+
+
+def predict_request(
+    model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None, signature: str = "serving_default"
+) -> predict_pb2.PredictRequest:
+    """A Predict request with `texts` (and `pairs`) as string tensors [batch]."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model_name
+    request.model_spec.signature_name = signature
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto(list(texts), tf.string))
+    if pairs is not None:
+        request.inputs["text_pair"].CopyFrom(tf.make_tensor_proto(list(pairs), tf.string))
+    return request
+
+
+def write_warmup(path: str, model_name: str, sample: Sample, requests: int) -> None:
+    """Writes `assets.extra/tf_serving_warmup_requests`: filler of the real texts' lengths, in several batch sizes.
+
+    Format: TFRecord of PredictionLog, https://www.tensorflow.org/tfx/serving/saved_model_warmup.
+    """
+    words = [max(len(text.split()), 1) for text in sample.texts] or [20]
+    fileio.makedirs(os.path.dirname(path))
+    with tf.io.TFRecordWriter(path) as writer:
+        position = 0
+        for number in range(requests):
+            size = _BATCH_SIZES[number % len(_BATCH_SIZES)]
+            lengths = [words[(position + row) % len(words)] for row in range(size)]
+            position += size
+            texts = [_filler(length) for length in lengths]
+            request = predict_request(model_name, texts, None if sample.pairs is None else texts)
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def _filler(words: int) -> bytes:
+    repeats = words // len(_FILLER.split()) + 1
+    return " ".join((_FILLER * repeats).split()[:words]).encode()
