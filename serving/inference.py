@@ -116,16 +116,11 @@ def _predict_feeds(
 
 
 def _checked(alias: str, info: meta_graph_pb2.TensorInfo, value: np.ndarray, dtype: int) -> np.ndarray:
-    """Refuses here what the graph would refuse, so that one bad request cannot spoil a batch."""
+    """Refuses a wrong type. The shape is left to the graph, as in TensorFlow Serving, which takes [3] for [-1, 1]."""
     if dtype != base_dtype(info.dtype):
         raise invalid(f"Input '{alias}' is expected to be {dtype_name(info.dtype)} but {dtype_name(dtype)} is provided")
     if not info.name:
         raise StatusError(Code.UNIMPLEMENTED, f"Input '{alias}' is not a dense tensor")
-    if not info.tensor_shape.unknown_rank:
-        dims = [d.size for d in info.tensor_shape.dim]
-        fits = len(dims) == value.ndim and all(d in (-1, n) for d, n in zip(dims, value.shape, strict=True))
-        if not fits:
-            raise invalid(f"Input '{alias}' has shape {list(value.shape)}; the signature expects {dims}")
     return value
 
 

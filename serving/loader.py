@@ -13,13 +13,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops that a text model's graph holds
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.python.client import pywrap_tf_session as tf_session
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.errors import Code, StatusError, invalid
@@ -96,7 +97,7 @@ class SessionRunner:
         except Exception as error:
             self._session.close()
             raise _load_error(path, error) from error
-        self._tensors: dict[str, tf.Tensor] = {}
+        self._outputs: dict[str, Any] = {}
 
     def run(self, feeds: Feeds, fetches: Sequence[str], call: Call = NO_CALL) -> list[np.ndarray]:
         """Computes `fetches`; both sides are named by tensor.
@@ -106,33 +107,35 @@ class SessionRunner:
         """
         call.check()
         left = call.remaining_s()
-        # A timeout of 0 would mean none.
-        options = None if left is None else config_pb2.RunOptions(timeout_in_ms=max(1, int(left * 1000)))
+        options = None
+        if left is not None:
+            # A timeout of 0 would mean none.
+            options = config_pb2.RunOptions(timeout_in_ms=max(1, min(int(left * 1000), 2**31 - 1)))
+            options = tf_session.TF_NewBufferFromString(options.SerializeToString())
         started = time.perf_counter()
         try:
-            return self._session.run(
-                [self._tensor(name) for name in fetches],
-                {self._tensor(name): value for name, value in feeds.items()},
-                options=options,
+            # Session.run() would also check each shape against the graph, which TensorFlow Serving does not do, and
+            # rewrite TensorFlow's error messages; what it calls in the end is this.
+            return self._session._call_tf_sessionrun(
+                options, {self._output(k): v for k, v in feeds.items()}, [self._output(k) for k in fetches], [], None
             )
         except tf.errors.OpError as error:
             raise _run_error(error, feeds) from error
-        except (ValueError, TypeError) as error:  # the session refused a feed: shape or type
-            shapes = {name: list(np.shape(value)) for name, value in feeds.items()}
-            raise invalid(f"Input shapes {shapes} do not fit the model's signature") from error
         finally:
             call.model_s += time.perf_counter() - started
+            if options is not None:
+                tf_session.TF_DeleteBuffer(options)
 
-    def _tensor(self, name: str) -> tf.Tensor:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            tensor = self._tensors[name] = self._graph.get_tensor_by_name(name)
-        return tensor
+    def _output(self, name: str) -> Any:
+        output = self._outputs.get(name)
+        if output is None:
+            output = self._outputs[name] = self._graph.get_tensor_by_name(name)._as_tf_output()
+        return output
 
     def close(self) -> None:
         """Frees the session's variables and tables. The caller makes sure that nothing runs any more."""
         self._session.close()
-        self._tensors.clear()
+        self._outputs.clear()
         del self._graph, self._session
         gc.collect()  # graphs are cycles; memory goes back now and not some time later
 
