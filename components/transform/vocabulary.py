@@ -57,7 +57,7 @@ def _check(tokens: list[str], place: str) -> None:
     if twice:
         lines = [number for number, token in enumerate(tokens, start=1) if token == twice[0]]
         raise CheckpointError(
-            f"{place}: {len(twice)} tokens occur more than once, the first on lines "
+            f"{place}: tokens that occur more than once: {len(twice)}, the first on lines "
             f"{', '.join(map(str, lines[:5]))}. An id must belong to one token; use the encoder's own vocab.txt."
         )
 
