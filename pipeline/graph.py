@@ -44,8 +44,6 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         labels=labels,
         label_column=config.label_column,
         range_config=range_config,
-        report_dir=str(config.root / "dead_letters"),
-        code=code_fingerprint("components/examples"),
     ).with_id("examples")
 
     statistics = TextStatisticsGen(

@@ -40,8 +40,8 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
 
 
 def _print_data(console: Console, data: dict[str, Any], training: dict[str, Any] | None) -> None:
-    counts = "  ".join(f"{split} {count}" for split, count in data.get("examples", {}).items())
-    bad = sum(data.get("bad_rows", {}).values())
+    counts = "  ".join(f"{split} {values['rows']}" for split, values in data["splits"].items())
+    bad = data["bad"]["rows"]
     truncated = "" if not training or "truncated" not in training else f"  truncated {training['truncated']}"
     console.print(f"data: {counts}  bad rows {bad}{truncated}")
 

@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
 from components.errors import ConfigError
-from components.statistics.derive import COVERAGE, DERIVED_FEATURES, TOKENS
+from components.statistics.derive import COVERAGE, DERIVED_FEATURES
 
 
 def infer_schema(
@@ -47,7 +47,7 @@ def _bound(feature: schema_pb2.Feature) -> None:
     if feature.name == COVERAGE:
         feature.float_domain.min, feature.float_domain.max = 0.0, 1.0
     else:
-        feature.int_domain.min = 1 if feature.name == TOKENS else 0
+        feature.int_domain.min = 0
 
 
 def example_schema(
