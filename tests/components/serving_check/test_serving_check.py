@@ -1,0 +1,285 @@
+"""The check against the real model server, on toy models that are sound or wrong in one way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+from tfx.types import standard_artifacts
+
+from components.config import ServingConfig
+from components.errors import ServingError
+from components.serving_check.executor import Executor
+from components.serving_check.server_process import ModelNotLoaded, ServerProcess
+from components.transform.keys import text_key
+
+SLOW = pytest.mark.slow  # each starts a real model server, some five seconds
+ROOT = Path(__file__).parents[3]
+TEXTS = [f"Patient {n} received {n * 3} mg of aspirin daily for {n} weeks." for n in range(12)]
+PAIRS = [f"Dose {n}?" for n in range(12)]
+
+
+class Step:
+    """The component's inputs on disk, and its executor."""
+
+    def __init__(self, folder: Path, toy: ModuleType, pairs: bool = False, **options: Any) -> None:
+        self.folder = folder
+        self.model = toy.ToyModel(pairs=pairs, **options)
+        self.model.export(folder / "model" / "Format-Serving")
+        self.pairs = PAIRS if pairs else None
+        self._write_examples()
+        (folder / "run").mkdir()
+        self.write_check()
+
+    def _write_examples(self) -> None:
+        split = self.folder / "examples" / "Split-eval"
+        split.mkdir(parents=True)
+        with tf.io.TFRecordWriter(str(split / "data_tfrecord-00000-of-00001.gz"), "GZIP") as writer:
+            for row, text in enumerate(TEXTS):
+                example = tf.train.Example()
+                example.features.feature["text"].bytes_list.value.append(text.encode())
+                if self.pairs:
+                    example.features.feature["text_pair"].bytes_list.value.append(self.pairs[row].encode())
+                writer.write(example.SerializeToString())
+
+    def write_check(self, probabilities: np.ndarray | None = None, keys: list[int] | None = None) -> None:
+        """check.json as the trainer writes it."""
+        answers = self.model.probabilities(tf.constant(TEXTS), self.pairs and tf.constant(self.pairs)).numpy()
+        noted = {
+            "split": "eval",
+            "keys": keys or text_key(TEXTS, self.pairs).numpy().tolist(),
+            "probabilities": (answers if probabilities is None else probabilities).tolist(),
+        }
+        (self.folder / "run" / "check.json").write_text(json.dumps(noted))
+
+    def run(self, evaluator_blessed: bool = True, **serving: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns the blessing and its report."""
+        model, model_run = standard_artifacts.Model(), standard_artifacts.ModelRun()
+        examples, blessed = standard_artifacts.Examples(), standard_artifacts.ModelBlessing()
+        model.uri, model_run.uri = str(self.folder / "model"), str(self.folder / "run")
+        examples.uri, examples.split_names = str(self.folder / "examples"), '["eval"]'
+        blessed.set_int_custom_property("blessed", int(evaluator_blessed))
+        blessing = standard_artifacts.InfraBlessing()
+        blessing.uri = str(self.folder / "blessing")
+        config = {"serving": ServingConfig(check_examples=8, **serving).model_dump(mode="json"), "code": ""}
+        Executor().Do(
+            {"model": [model], "model_run": [model_run], "examples": [examples], "model_blessing": [blessed]},
+            {"blessing": [blessing]},
+            {"custom_config": json.dumps(config)},
+        )
+        return blessing, json.loads((self.folder / "blessing" / "report.json").read_text())
+
+
+def processes_with(text: str) -> list[int]:
+    """Process ids whose command line holds `text`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=SLOW)])
+def test_sound_model_is_blessed_and_stamped_with_warmup_requests(tmp_path: Path, toy: ModuleType, pairs: bool) -> None:
+    step = Step(tmp_path, toy, pairs)
+    blessing, report = step.run(warmup_requests=3)
+    assert report["reason"] == ""
+    assert report["blessed"] is True
+    assert blessing.get_int_custom_property("blessed") == 1
+    assert blessing.get_int_custom_property("has_model") == 1
+    assert (tmp_path / "blessing" / "INFRA_BLESSED").exists()
+    assert report["examples"] == 8
+    assert report["greatest_difference"] <= 1e-6
+    assert report["latency_ms"]["median"] > 0
+    assert len(report["hostile"]) == 8
+
+    stamped = tmp_path / "blessing" / "stamped_model"
+    records = tf.compat.v1.io.tf_record_iterator(str(stamped / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+    assert [request.inputs["text"].tensor_shape.dim[0].size for request in requests] == [1, 8, 2]
+    assert all(sorted(request.inputs) == (["text", "text_pair"] if pairs else ["text"]) for request in requests)
+    words = {len(text.split()) for request in requests for text in tf.make_ndarray(request.inputs["text"])}
+    assert words == {11}  # as long as the real texts, and none of them
+    assert not any(b"aspirin" in request.SerializeToString() for request in requests)
+    answer = tf.saved_model.load(str(stamped)).signatures["serving_default"](
+        text=tf.constant(TEXTS), **({"text_pair": tf.constant(PAIRS)} if pairs else {})
+    )
+    expected = step.model.probabilities(tf.constant(TEXTS), tf.constant(PAIRS) if pairs else None)
+    np.testing.assert_array_equal(answer["probabilities"], expected)
+    assert not (tmp_path / "model" / "Format-Serving" / "assets.extra").exists(), "the trainer's model was changed"
+
+
+@SLOW
+def test_multilabel_model_is_blessed(tmp_path: Path, toy: ModuleType) -> None:
+    _, report = Step(tmp_path, toy, multilabel=True).run()
+    assert report["reason"] == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "serving", "reason"),
+    [
+        ({"fault": "differs"}, {}, "8 of 8 texts, sent in one batch, differ from the trainer's probabilities by more"),
+        pytest.param({"fault": "examples_differ"}, {}, "8 of 8 texts, sent as tf.Examples, differ", marks=SLOW),
+        ({"fault": "breaks_on_bytes"}, {}, "invalid UTF-8 was answered with INVALID_ARGUMENT"),
+        pytest.param({"fault": "nan_when_empty"}, {}, "an empty text was answered with numbers that", marks=SLOW),
+        ({}, {"max_latency_ms": 1e-6}, "median latency of a single text is"),
+    ],
+)
+def test_faulty_model_is_not_blessed_and_the_reason_holds_no_text(
+    tmp_path: Path, toy: ModuleType, options: dict, serving: dict, reason: str
+) -> None:
+    blessing, report = Step(tmp_path, toy, **options).run(**serving)
+    assert reason in report["reason"]
+    assert report["blessed"] is False
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert blessing.get_int_custom_property("has_model") == 0
+    assert (tmp_path / "blessing" / "INFRA_NOT_BLESSED").exists()
+    assert not (tmp_path / "blessing" / "stamped_model").exists()
+    for name in ("report.json", "server.log"):
+        assert "aspirin" not in (tmp_path / "blessing" / name).read_text()
+
+
+@SLOW
+def test_larger_tolerance_admits_a_difference(tmp_path: Path, toy: ModuleType) -> None:
+    _, report = Step(tmp_path, toy, fault="differs").run(tolerance=0.01)
+    assert report["blessed"] is True
+    assert 1e-5 < report["greatest_difference"] < 0.01
+
+
+@SLOW
+def test_answers_of_another_width_are_not_blessed(tmp_path: Path, toy: ModuleType) -> None:
+    step = Step(tmp_path, toy)
+    step.write_check(np.full((12, 2), 0.5))
+    _, report = step.run()
+    assert report["reason"] == "the server gives 3 probabilities a text, the trainer 2"
+
+
+def test_noted_examples_that_are_not_in_the_split_are_not_blessed(tmp_path: Path, toy: ModuleType) -> None:
+    step = Step(tmp_path, toy)
+    step.write_check(keys=[1, 2, *text_key(TEXTS[2:]).numpy().tolist()])
+    _, report = step.run()
+    assert "6 are in the split 'eval' and 2 are not" in report["reason"]
+
+
+def test_model_that_does_not_load_is_not_blessed(tmp_path: Path, toy: ModuleType) -> None:
+    step = Step(tmp_path, toy)
+    for file in (tmp_path / "model" / "Format-Serving" / "variables").iterdir():
+        file.unlink()
+    _, report = step.run()
+    assert report["reason"] == "the model server could not load the model; server.log says why"
+    assert "Could not load SavedModel" in (tmp_path / "blessing" / "server.log").read_text()
+
+
+def test_nothing_is_served_when_the_evaluator_refused(tmp_path: Path, toy: ModuleType) -> None:
+    blessing, report = Step(tmp_path, toy).run(evaluator_blessed=False)
+    assert report == {
+        "blessed": False,
+        "reason": "the evaluator did not bless the model, so it was not served",
+        "checked": False,
+    }
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert not (tmp_path / "blessing" / "server.log").exists()
+
+
+@SLOW
+def test_no_server_is_left_when_a_check_ends(tmp_path: Path, toy: ModuleType) -> None:
+    Step(tmp_path, toy).run(model_name="left.over")
+    assert processes_with("--model_name=left.over") == []
+
+
+def script(folder: Path, text: str) -> list[str]:
+    """A program that stands for the model server."""
+    (folder / "server.py").write_text(f"import os, signal, sys, time\n{text}\n")
+    return [sys.executable, str(folder / "server.py")]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("sys.exit('no module named x')", ServingError, r"ended with status 1 .*(?s:.*)no module named x"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ServingError, r"was ended by SIGKILL \(out of memory\?\)"),
+        ("sys.exit('Failed to start server. Error: broken')", ModelNotLoaded, "could not load the model"),
+        ("time.sleep(60)", ModelNotLoaded, r"after 0\.5 s \(serving\.load_timeout_s\)"),
+    ],
+)
+def test_server_that_does_not_come_up_is_told_from_a_model_that_does_not(
+    tmp_path: Path, text: str, error: type[Exception], message: str
+) -> None:
+    server = ServerProcess(tmp_path, "m", tmp_path / "log", 0.5 if "sleep" in text else 60, script(tmp_path, text))
+    with pytest.raises(error, match=message), server:
+        pytest.fail("the server was taken to listen")
+    assert not Path(f"/proc/{server.pid}").exists()
+
+
+def test_server_that_ignores_sigterm_is_killed_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.serving_check.server_process._STOP_TIMEOUT_S", 0.2)
+    text = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = os.fork()\n"
+        "if child: print('listening on grpc 127.0.0.1:1', child, flush=True) or print('\\nlistening on grpc h:1')\n"
+        "sys.stdout.flush()\ntime.sleep(600)"
+    )
+    with ServerProcess(tmp_path, "m", tmp_path / "log", 60, script(tmp_path, text)) as server:
+        assert server.address == "h:1"
+        child = int((tmp_path / "log").read_text().split()[4])
+        assert Path(f"/proc/{child}").exists()
+    assert not Path(f"/proc/{server.pid}").exists()
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_server_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    server = script(tmp_path, "print('listening on grpc h:1', flush=True)\ntime.sleep(600)")
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from components.serving_check.server_process import ServerProcess\n"
+        f"with ServerProcess(Path({str(tmp_path)!r}), 'm', Path({str(tmp_path / 'log')!r}), 60, {server!r}) as s:\n"
+        "    print(s.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    state = Path(f"/proc/{child}/stat")
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_component_declares_inputs_outputs_and_leaves_keep_versions_out_of_its_cache_key() -> None:
+    from tfx import types
+
+    from components.serving_check.component import ServingCheck
+
+    def component(keep: int) -> ServingCheck:
+        return ServingCheck(
+            model=types.Channel(type=standard_artifacts.Model),
+            model_run=types.Channel(type=standard_artifacts.ModelRun),
+            examples=types.Channel(type=standard_artifacts.Examples),
+            serving=ServingConfig(keep_versions=keep),
+        )
+
+    assert list(component(1).outputs) == ["blessing"]
+    assert component(1).outputs["blessing"].type is standard_artifacts.InfraBlessing
+    assert component(1).exec_properties == component(2).exec_properties
