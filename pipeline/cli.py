@@ -148,6 +148,32 @@ def rollback(
     print(json.dumps({"version": version}) if as_json else f"version {version} is live in {loaded.serving_dir}")
 
 
+@app.command()
+@errors_in_words
+def restore(
+    config: ConfigPath,
+    version: Annotated[int | None, typer.Option("--version", help="Default: the newest that was rolled back.")] = None,
+    reason: Annotated[str, typer.Option(help="Kept in the journal of versions.")] = "",
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring back a version that was rolled back."""
+    from pipeline import versions
+
+    loaded = _load(config, set_)
+    number = versions.restore(loaded.serving_dir, version, reason=reason)
+    print(json.dumps({"version": number}) if as_json else f"version {number} is back in {loaded.serving_dir}")
+
+
+@app.command("versions")
+@errors_in_words
+def list_versions(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """List the versions in the model server's base path, those that were rolled back included."""
+    from pipeline.history import print_versions
+
+    print_versions(_load(config, set_), as_json)
+
+
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

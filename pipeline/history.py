@@ -1,4 +1,4 @@
-"""`history`: every run of a pipeline root, from its records."""
+"""`history`, every run of a pipeline root, and `versions`, what the model server can see."""
 
 from __future__ import annotations
 
@@ -38,3 +38,32 @@ def print_history(config: Config, as_json: bool) -> None:
             f"{row['seconds'].get('total', 0):.0f}",
         )
     Console(soft_wrap=True, highlight=False).print(table if rows else f"no runs in {config.root} yet")
+
+
+def print_versions(config: Config, as_json: bool) -> None:
+    """Prints the versions, newest first, as a table or as one JSON object."""
+    from pipeline.versions import list_versions
+
+    found = list_versions(config.serving_dir)
+    if as_json:
+        versions = [version.to_json() for version in found]
+        print(json.dumps({"serving_dir": str(config.serving_dir), "versions": versions}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = config.training.metric
+    table = Table(title=f"versions in {config.serving_dir}", title_justify="left", box=None, header_style="bold")
+    for column in ("version", "state", "pushed", "blessed", "span", metric):
+        table.add_column(column)
+    for version in found:
+        value = version.metrics.get(metric)
+        table.add_row(
+            str(version.number),
+            version.state,
+            version.pushed_at or "",
+            {True: "yes", False: "no", None: "unknown"}[version.blessed],
+            "" if version.span is None else str(version.span),
+            "" if value is None else f"{value:.4f}",
+        )
+    Console(soft_wrap=True, highlight=False).print(table if found else f"no versions in {config.serving_dir} yet")

@@ -71,10 +71,10 @@ def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | N
 
 
 def _still_there(config: Config, record: dict[str, Any]) -> bool:
-    """Whether the version that a run pushed is served, or was taken back on purpose."""
-    from pipeline.versions import is_known
+    """Whether the version that a run pushed is live, or was rolled back on purpose."""
+    from pipeline.versions import is_settled
 
-    return is_known(config.serving_dir, int(record["version"]))
+    return is_settled(config.serving_dir, int(record["version"]))
 
 
 def _execute(
