@@ -44,7 +44,7 @@ class Convolutions(keras.layers.Layer):
         self.filters = filters
         self.regularizer = regularizer
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[int, ...]) -> None:
         self.kernels = []
         self.biases = []
         for width, filters in zip(self.widths, self.filters, strict=True):
@@ -56,9 +56,7 @@ class Convolutions(keras.layers.Layer):
                     name=f"kernel_{width}",
                 )
             )
-            self.biases.append(
-                self.add_weight(shape=(filters,), initializer="zeros", name=f"bias_{width}")
-            )
+            self.biases.append(self.add_weight(shape=(filters,), initializer="zeros", name=f"bias_{width}"))
 
     def call(self, x: Tensor, rows: Tensor) -> list[Tensor]:
         """Returns one float [tokens, filters] a width, before any activation."""

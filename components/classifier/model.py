@@ -40,9 +40,7 @@ class TextClassifier(keras.Model):
             self.hidden_dropout = keras.layers.Dropout(config.dropout, dtype=policy)
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy)
         # float32 whatever the policy: probabilities from bfloat16 logits have two digits.
-        self.output_dense = keras.layers.Dense(
-            outputs, kernel_regularizer=regularizer, name="output", dtype="float32"
-        )
+        self.output_dense = keras.layers.Dense(outputs, kernel_regularizer=regularizer, name="output", dtype="float32")
 
     def call(self, batch: Batch, training: bool = False) -> Tensor:
         x = self.encoder(batch, training=training)  # (T, H)

@@ -41,19 +41,14 @@ class Embeddings(keras.layers.Layer):
             ("position", g.max_position_embeddings),
             ("segment", g.type_vocab_size),
         ):
-            weight = self.add_weight(
-                shape=(size, g.hidden_size), initializer=normal.clone(), name=f"{name}_embeddings"
-            )
+            weight = self.add_weight(shape=(size, g.hidden_size), initializer=normal.clone(), name=f"{name}_embeddings")
             setattr(self, name, weight)
         self.norm.build((None, g.hidden_size))
 
     def call(self, batch: Batch, place: Layout, training: bool = False) -> Tensor:
         x = ops.take(self.word, batch["ids"], axis=0)  # (T, H)
         x = x + ops.take(self.position, place.positions, axis=0)
-        if "segments" in batch:
-            x = x + ops.take(self.segment, batch["segments"], axis=0)
-        else:
-            x = x + self.segment[0]
+        x = x + (ops.take(self.segment, batch["segments"], axis=0) if "segments" in batch else self.segment[0])
         return self.dropout(self.norm(x), training=training)
 
 
@@ -80,7 +75,7 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x: Tensor, place: Layout, training: bool = False) -> Tensor:
         heads = self.geometry.num_attention_heads
         size = self.geometry.hidden_size // heads
-        longest = ops.max(place.lengths)
+        longest = ops.max(place.lengths, initial=1)  # also of a batch without texts
         block, mask = padded(self.qkv(x), place, longest)  # (B, L, 3H), (B, L)
         block = ops.reshape(block, (-1, longest, 3, heads, size))
         block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
@@ -113,9 +108,7 @@ class TransformerBlock(keras.layers.Layer):
         self.output_dense = keras.layers.Dense(
             g.hidden_size, kernel_initializer=normal.clone(), name="output", dtype=policy
         )
-        self.output_norm = keras.layers.LayerNormalization(
-            epsilon=g.layer_norm_eps, name="output_norm", dtype=policy
-        )
+        self.output_norm = keras.layers.LayerNormalization(epsilon=g.layer_norm_eps, name="output_norm", dtype=policy)
         self.dropout = keras.layers.Dropout(g.hidden_dropout_prob, dtype=policy)
 
     def build(self, _: Any = None) -> None:

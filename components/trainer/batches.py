@@ -1,0 +1,155 @@
+"""Transformed examples in memory, and packed batches of them.
+
+Token ids of a data set are small (1.6 million sentences: 240 MB), so they are parsed once and kept as flat arrays;
+a batch is then a few slices, and the input is never what a step waits for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from components.errors import DataError
+
+_PARSE_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The transformed examples of one split, in an order that depends on their content alone.
+
+    Attributes:
+      ids: int32 [tokens], all texts end to end.
+      segments: int32 [tokens], or None where texts are no pairs.
+      lengths: int32 [examples].
+      labels: int32 [examples], or float32 [examples, labels] for a multilabel task.
+      keys: int64 [examples], hash of the text.
+      ends: int64 [examples], where each text ends in `ids`.
+    """
+
+    ids: np.ndarray
+    segments: np.ndarray | None
+    lengths: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+    ends: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", np.cumsum(self.lengths, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The packed batch (`components.encoder.packing`) of the given examples, int [rows]."""
+        spans = [slice(self.ends[row] - self.lengths[row], self.ends[row]) for row in rows]
+        packed = {"ids": np.concatenate([self.ids[s] for s in spans]), "row_lengths": self.lengths[rows]}
+        if self.segments is not None:
+            packed["segments"] = np.concatenate([self.segments[s] for s in spans])
+        return packed
+
+    def digest(self) -> str:
+        """sha256 of the content, in hexadecimal."""
+        sha = hashlib.sha256()
+        for array in (self.ids, self.segments, self.lengths, self.labels, self.keys):
+            sha.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
+
+
+def read_examples(patterns: Sequence[str], feature_spec: Mapping[str, Any], multilabel: bool, pairs: bool) -> Examples:
+    """Reads GZIP TFRecords of transformed examples.
+
+    Args:
+      patterns: globs of the split's files.
+      feature_spec: of the transformed examples (`TFTransformOutput.transformed_feature_spec()`).
+      multilabel: whether `labels` are read, else `label`.
+      pairs: whether `segment_ids` are read.
+
+    Raises:
+      DataError: there is no example.
+    """
+    label = "labels" if multilabel else "label"
+    ragged = ["input_ids", *(["segment_ids"] if pairs else [])]
+    spec = {name: feature_spec[name] for name in (*ragged, "key", label)}
+    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    records = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(_PARSE_BATCH)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spec, "lengths")}
+    for batch in records.map(lambda serialized: tf.io.parse_example(serialized, spec)).prefetch(2):
+        ids = tf.RaggedTensor.from_sparse(batch["input_ids"])
+        columns["lengths"].append(ids.row_lengths().numpy())
+        for name in ragged:
+            columns[name].append(batch[name].values.numpy())
+        columns["key"].append(batch["key"].numpy())
+        columns[label].append(batch[label].numpy())
+    if not columns["key"]:
+        raise DataError(f"Trainer: no examples in {', '.join(patterns)}")
+    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+    labels = whole[label].astype(np.float32 if multilabel else np.int32)
+    examples = Examples(
+        ids=whole["input_ids"].astype(np.int32),
+        segments=whole["segment_ids"].astype(np.int32) if pairs else None,
+        lengths=whole["lengths"].astype(np.int32),
+        labels=labels if multilabel else labels.reshape(-1),
+        keys=whole["key"].astype(np.int64).reshape(-1),
+    )
+    return _in_order_of_content(examples)
+
+
+def _in_order_of_content(examples: Examples) -> Examples:
+    """Sorted by key, then label: the order in which Beam wrote the files must not change a training run."""
+    label_columns = examples.labels.reshape(len(examples), -1).T
+    order = np.lexsort((*label_columns, examples.lengths, examples.keys))
+    packed = examples.batch(order)
+    return Examples(
+        packed["ids"], packed.get("segments"), packed["row_lengths"], examples.labels[order], examples.keys[order]
+    )
+
+
+def plan_epoch(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """The batches of one epoch, in order: every example once, the same for the same arguments.
+
+    Args:
+      lengths: int [examples], tokens.
+      batch_size: examples a batch; a last one may be smaller.
+      seed, epoch: settle the order.
+      buckets: upper bounds of length. With them, a batch holds texts of one bucket, so that attention, which
+        alone works on padded blocks, pads little.
+
+    Returns:
+      One int64 array of example numbers a batch.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(lengths))
+    if not buckets:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    bucket = np.searchsorted(np.asarray(buckets), lengths[order])
+    batches: list[np.ndarray] = []
+    left_over: list[np.ndarray] = []
+    for number in np.unique(bucket):
+        rows = order[bucket == number]
+        full = len(rows) // batch_size * batch_size
+        batches += [rows[start : start + batch_size] for start in range(0, full, batch_size)]
+        left_over.append(rows[full:])
+    # What is left of each bucket makes batches with its neighbours: no batch of one or two texts.
+    rest = np.concatenate(left_over)
+    batches += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+    return [batches[n] for n in rng.permutation(len(batches))]
+
+
+def plan_prediction(lengths: np.ndarray, tokens: int = 8192) -> list[np.ndarray]:
+    """All examples by length, in batches whose block, padded to its longest, stays within `tokens`."""
+    order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: memory peaks at once
+    batches = []
+    start = 0
+    while start < len(order):
+        count = max(1, tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
+    return batches

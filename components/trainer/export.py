@@ -1,0 +1,218 @@
+"""The SavedModel: raw strings in, probabilities, class names and decisions out.
+
+It holds the graph that Transform made, reduced to what tokenising needs, and the classifier, as standard
+TensorFlow and TF Text ops and float32 variables; loading it needs neither Keras nor this project.
+
+Texts of very different lengths in one request are sorted and answered in chunks of a bounded number of padded
+tokens: one long text among a thousand short ones costs no more memory than alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# The ops of the Transform graph register when this is imported.
+import tensorflow_text  # noqa: F401
+
+from components.classifier.model import TextClassifier, probabilities
+from components.config import Task
+from components.trainer.loop import batch_spec
+
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+# Padded tokens answered at once: enough rows for the matrix products to run at full speed.
+_CHUNK_TOKENS = 8192
+
+
+class TransformGraph:
+    """The part of a Transform graph that given outputs need, callable inside a tf.function.
+
+    A Transform graph also checks labels, which a request has not. Cutting the needed part out of the graph, instead
+    of feeding made-up labels, leaves those checks behind.
+
+    Args:
+      saved_model_dir: `TFTransformOutput.transform_savedmodel_dir`.
+    """
+
+    def __init__(self, saved_model_dir: str) -> None:
+        function = tf.saved_model.load(saved_model_dir).transform_fn
+        if function.captured_inputs:
+            raise ValueError(f"{saved_model_dir}: the Transform graph holds tables, which cannot be cut out")
+        self._graph_def = function.graph.as_graph_def()
+        inputs = function.structured_input_signature[0][0]
+        self._inputs = tf.nest.pack_sequence_as(inputs, function.inputs, expand_composites=True)
+        self._outputs = tf.nest.pack_sequence_as(
+            function.structured_outputs, function.graph.outputs, expand_composites=True
+        )
+
+    def __call__(self, features: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """The named outputs for raw features, as tf.Example parsing by the raw feature spec gives them."""
+        wanted = {name: self._outputs[name] for name in outputs}
+        tensors = tf.nest.flatten(wanted, expand_composites=True)
+        graph_def = _needed_by(self._graph_def, [tensor.op.name for tensor in tensors])
+        kept = {node.name for node in graph_def.node}
+        feeds = {}
+        for name, value in features.items():
+            targets = tf.nest.flatten(self._inputs[name], expand_composites=True)
+            for target, tensor in zip(targets, tf.nest.flatten(value, expand_composites=True), strict=True):
+                if target.op.name in kept:
+                    feeds[target.name] = tensor
+        found = tf.graph_util.import_graph_def(
+            graph_def, input_map=feeds, return_elements=[tensor.name for tensor in tensors], name="transform"
+        )
+        return tf.nest.pack_sequence_as(wanted, found, expand_composites=True)
+
+
+def _needed_by(graph_def: tf.compat.v1.GraphDef, outputs: Sequence[str]) -> tf.compat.v1.GraphDef:
+    """The graph without the nodes that none of the outputs depends on."""
+    nodes = {node.name: node for node in graph_def.node}
+    needed: set[str] = set()
+    waiting = list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
+    kept = [node for node in graph_def.node if node.name in needed]
+    return tf.compat.v1.GraphDef(node=kept, library=graph_def.library, versions=graph_def.versions)
+
+
+def export(
+    path: str,
+    model: TextClassifier,
+    transform: TransformGraph,
+    raw_spec: Mapping[str, Any],
+    task: Task,
+    labels: Sequence[str],
+    pairs: bool,
+    thresholds: np.ndarray | None = None,
+) -> None:
+    """Writes the SavedModel.
+
+    Args:
+      path: the folder to write.
+      model: the trained classifier, in float32.
+      transform: the Transform graph.
+      raw_spec: of raw examples (`TFTransformOutput.raw_feature_spec()`).
+      task, labels: of the configuration.
+      pairs: whether a request has a `text_pair`.
+      thresholds: float [labels]; for multilabel, what a probability must reach.
+
+    Signatures:
+      serving_default: `text` (and `text_pair`), string [batch], to `probabilities` float32 [batch, labels],
+        `classes` string [batch, labels] in that order, and `label` string [batch], or for multilabel `labels`
+        int64 [batch, labels], 1 where the label applies.
+      serialized_examples: `examples`, tf.Example strings [batch], to the same.
+      classify: `inputs`, tf.Example strings [batch], to `scores` and `classes`, for TensorFlow Serving's Classify.
+      tokens: as serving_default, to `input_ids` int64 [tokens], rows end to end, and `row_lengths` int64 [batch].
+      transform_features: `examples`, to the transformed `label` or `labels`, and `length`, for evaluation.
+    """
+    texts = ("text", "text_pair") if pairs else ("text",)
+    strings = [tf.TensorSpec([None], tf.string, name) for name in texts]
+    names = tf.constant(list(labels))
+
+    @tf.function(input_signature=strings, autograph=False)
+    def encode(*columns: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+        features = {name: _raw_feature(raw_spec[name], column) for name, column in zip(texts, columns, strict=True)}
+        outputs = ["input_ids", "segment_ids"] if pairs else ["input_ids"]
+        return {k: tf.RaggedTensor.from_sparse(v) for k, v in transform(features, outputs).items()}
+
+    predict = _chunked(model, task, pairs)
+
+    def answer(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = predict(encode(*columns))
+        outputs = {"probabilities": found, "classes": tf.tile(names[None, :], [tf.shape(found)[0], 1])}
+        if task == "multilabel":
+            bounds = 0.5 if thresholds is None else tf.constant(thresholds, tf.float32)
+            outputs["labels"] = tf.cast(found >= bounds, tf.int64)
+        else:
+            outputs["label"] = tf.gather(names, tf.argmax(found, axis=1))
+        return outputs
+
+    def parsed(examples: tf.Tensor) -> list[tf.Tensor]:
+        found = tf.io.parse_example(examples, {name: tf.io.FixedLenFeature([], tf.string, "") for name in texts})
+        return [found[name] for name in texts]
+
+    @tf.function(input_signature=strings, autograph=False)
+    def serving_default(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(*columns)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
+    def serialized_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(*parsed(examples))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")], autograph=False)
+    def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = answer(*parsed(inputs))
+        return {"scores": found["probabilities"], "classes": found["classes"]}
+
+    @tf.function(input_signature=strings, autograph=False)
+    def tokens(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        ids = encode(*columns)["input_ids"]
+        return {"input_ids": ids.values, "row_lengths": ids.row_lengths()}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
+    def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        label = "labels" if task == "multilabel" else "label"
+        features = tf.io.parse_example(examples, {name: raw_spec[name] for name in (*texts, label)})
+        return transform(features, [label, "length"])
+
+    module = tf.Module(name="biobert_cnn")
+    # The variables alone: a Keras object would be saved with everything it knows.
+    module.weights = [variable.value for variable in model.variables]
+    functions = (serving_default, serialized_examples, classify, tokens, transform_features)
+    signatures = {function.__name__: function.get_concrete_function() for function in functions}
+    tf.saved_model.save(module, path, signatures=signatures)
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
+    updater.replace_method_name("classify", CLASSIFY_METHOD, tags="serve")
+    updater.save(path)
+
+
+def _raw_feature(spec: Any, strings: tf.Tensor) -> Any:
+    """Strings [batch] in the form that parsing raw examples by `spec` gives."""
+    if isinstance(spec, tf.io.VarLenFeature):
+        rows = tf.size(strings, tf.int64)
+        indices = tf.stack([tf.range(rows), tf.zeros([rows], tf.int64)], axis=1)
+        return tf.SparseTensor(indices, strings, tf.stack([rows, tf.ones([], tf.int64)]))
+    return tf.reshape(strings, [-1, *spec.shape])
+
+
+def _chunked(model: TextClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
+    """A function from ragged ids to probabilities [batch, labels], in memory bounded by `_CHUNK_TOKENS`."""
+    fixed = model.head.max_length if model.head.config.kind == "flatten" else 1
+
+    @tf.function(input_signature=[batch_spec(pairs)], autograph=False)
+    def classify(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        return probabilities(model(batch, training=False), task)
+
+    def packed(ragged: dict[str, tf.RaggedTensor], rows: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        columns = {"ids": ragged["input_ids"]} | ({"segments": ragged["segment_ids"]} if pairs else {})
+        if rows is not None:
+            columns = {name: tf.gather(column, rows) for name, column in columns.items()}
+        batch = {name: tf.cast(column.values, tf.int32) for name, column in columns.items()}
+        return batch | {"row_lengths": tf.cast(columns["ids"].row_lengths(), tf.int32)}
+
+    def in_chunks(ragged: dict[str, tf.RaggedTensor], lengths: tf.Tensor) -> tf.Tensor:
+        order = tf.argsort(lengths, direction="DESCENDING", stable=True)
+        count = tf.size(lengths)
+        outputs = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False)
+
+        def chunk(start: tf.Tensor, number: tf.Tensor, outputs: tf.TensorArray) -> tuple[Any, ...]:
+            size = tf.maximum(_CHUNK_TOKENS // lengths[order[start]], 1)
+            found = classify(packed(ragged, order[start : start + size]))
+            return start + size, number + 1, outputs.write(number, found)
+
+        *_, outputs = tf.while_loop(lambda start, *_: start < count, chunk, (0, 0, outputs), parallel_iterations=1)
+        return tf.gather(outputs.concat(), tf.argsort(order))
+
+    def predict(ragged: dict[str, tf.RaggedTensor]) -> tf.Tensor:
+        lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), fixed)
+        area = tf.cast(tf.reduce_max(tf.concat([[0], lengths], 0)), tf.int64) * tf.size(lengths, tf.int64)
+        found = tf.cond(area <= _CHUNK_TOKENS, lambda: classify(packed(ragged)), lambda: in_chunks(ragged, lengths))
+        labels = max(2, model.output_dense.units) if task != "multilabel" else model.output_dense.units
+        return tf.ensure_shape(found, [None, labels])
+
+    return predict

@@ -1,0 +1,159 @@
+"""What TFX's Trainer calls. TFX reloads this module, so it defines no classes and registers nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from components.classifier.model import TextClassifier, build_classifier
+from components.config import EncoderConfig, HeadConfig, TrainingConfig
+from components.encoder.config import BertGeometry, read_geometry
+from components.errors import ConfigError
+from components.trainer import state
+from components.trainer.batches import Examples, read_examples
+from components.trainer.export import TransformGraph, export
+from components.trainer.hardware import choose_strategy, has_bfloat16
+from components.trainer.loop import Loop, make_predict_step, predict
+from components.trainer.losses import class_weights
+from components.trainer.metrics import scores, tune_thresholds
+
+_CHECK_EXAMPLES = 64
+
+log = logging.getLogger(__name__)
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains on the transformed examples and exports the best epoch's model.
+
+    Args:
+      fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
+        and `custom_config` with `task`, `labels`, `pairs`, `vocab_file`, `lower_case`, `max_length`,
+        `encoder_config_file`, the sections `encoder`, `head` and `training`, and `checkpoint_dir`.
+
+    Raises:
+      ConfigError, CheckpointError, DataError, PipelineError: as their messages say.
+    """
+    started = time.monotonic()
+    config = fn_args.custom_config
+    task, labels, pairs = config["task"], list(config["labels"]), config["pairs"]
+    training = TrainingConfig.model_validate(config["training"])
+    transform_output = tft.TFTransformOutput(fn_args.transform_output)
+    spec = transform_output.transformed_feature_spec()
+    train = read_examples(fn_args.train_files, spec, task == "multilabel", pairs)
+    evaluation = read_examples(fn_args.eval_files, spec, task == "multilabel", pairs)
+
+    keras.utils.set_random_seed(training.seed)
+    strategy = choose_strategy()
+    mixed = training.mixed_precision and has_bfloat16()
+    if training.mixed_precision and not mixed:
+        log.warning("training.mixed_precision: this machine has no bfloat16 arithmetic; training in float32")
+    with strategy.scope():
+        model = _build(config, policy="mixed_bfloat16" if mixed else "float32")
+    checkpoint_dir = os.path.join(config["checkpoint_dir"], _fingerprint(config, train, evaluation))
+    loop = Loop(
+        model, train, evaluation, task, training,
+        weights=class_weights(training.class_weights, labels, train.labels, task),
+        strategy=strategy, checkpoint_dir=checkpoint_dir, log_dir=os.path.join(fn_args.model_run_dir, "logs"),
+    )  # fmt: skip
+    progress = loop.run()
+
+    if mixed or strategy.num_replicas_in_sync > 1:
+        model = _plain_copy(model, config)
+    predicted = predict(make_predict_step(model, task), evaluation)
+    thresholds = tune_thresholds(predicted, evaluation.labels) if task == "multilabel" else None
+    best = scores(predicted, evaluation.labels, task, thresholds)
+    _write_json(fn_args.model_run_dir, "history.json", progress.history)
+    summary = {
+        "metric": training.metric,
+        "best": best[training.metric],
+        "best_epoch": progress.best_epoch + 1,
+        "epochs": progress.epoch,
+        "eval": best,
+        "train_examples": len(train),
+        "eval_examples": len(evaluation),
+        "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
+        "train_seconds": progress.seconds,
+        "seconds": time.monotonic() - started,
+        "mixed_precision": mixed,
+        "replicas": strategy.num_replicas_in_sync,
+        "thresholds": None if thresholds is None else [float(value) for value in thresholds],
+    }
+    _write_json(fn_args.model_run_dir, "summary.json", summary)
+    _write_json(fn_args.model_run_dir, "check.json", _check(evaluation, predicted))
+    export(
+        fn_args.serving_model_dir,
+        model,
+        TransformGraph(transform_output.transform_savedmodel_dir),
+        transform_output.raw_feature_spec(),
+        task,
+        labels,
+        pairs,
+        thresholds,
+    )
+    state.remove(checkpoint_dir)
+
+
+def _build(config: dict[str, Any], policy: str) -> TextClassifier:
+    encoder = EncoderConfig.model_validate(config["encoder"])
+    geometry = _geometry(config, encoder)
+    return build_classifier(
+        geometry,
+        HeadConfig.model_validate(config["head"]),
+        config["task"],
+        len(config["labels"]),
+        config["pairs"],
+        config["max_length"],
+        policy,
+        encoder.trainable,
+    )
+
+
+def _geometry(config: dict[str, Any], encoder: EncoderConfig) -> BertGeometry:
+    with tf.io.gfile.GFile(config["vocab_file"], "rb") as file:
+        vocab_size = sum(1 for _ in file)
+    geometry = read_geometry(config["encoder_config_file"], encoder, vocab_size)
+    if config["max_length"] > geometry.max_position_embeddings:
+        raise ConfigError(
+            f"tokenizer.max_length: {config['max_length']} tokens, but the encoder has positions for "
+            f"{geometry.max_position_embeddings} (encoder.max_position_embeddings)"
+        )
+    return geometry
+
+
+def _plain_copy(model: TextClassifier, config: dict[str, Any]) -> TextClassifier:
+    """The same weights in a model on one device that computes in float32."""
+    plain = _build(config, policy="float32")
+    for target, source in zip(plain.weights, model.weights, strict=True):
+        target.assign(source.numpy())
+    return plain
+
+
+def _fingerprint(config: dict[str, Any], train: Examples, evaluation: Examples) -> str:
+    settings = {key: value for key, value in config.items() if key != "checkpoint_dir"}
+    parts = [json.dumps(settings, sort_keys=True), train.digest(), evaluation.digest()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _check(evaluation: Examples, predicted: np.ndarray) -> dict[str, Any]:
+    _, first = np.unique(evaluation.keys, return_index=True)
+    rows = first[:: max(1, len(first) // _CHECK_EXAMPLES)][:_CHECK_EXAMPLES]
+    return {
+        "split": "eval",
+        "keys": [int(key) for key in evaluation.keys[rows]],
+        "probabilities": [[float(p) for p in row] for row in predicted[rows]],
+    }
+
+
+def _write_json(folder: str, name: str, value: Any) -> None:
+    tf.io.gfile.makedirs(folder)
+    with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
+        file.write(json.dumps(value, indent=1))
