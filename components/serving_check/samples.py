@@ -85,7 +85,7 @@ def find_sample(check_file: str, split_uri: str, count: int) -> tuple[Sample, in
 
 def _read(split_uri: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Batches of keys int64 [n], texts bytes [n] and, where there are any, pairs bytes [n]."""
-    files = sorted(fileio.glob(io_utils.all_files_pattern(split_uri)))
+    files = sorted(str(file) for file in fileio.glob(io_utils.all_files_pattern(split_uri)))
     files = [file for file in files if not os.path.basename(file).startswith(".")]
     compression = "GZIP" if files and files[0].endswith(".gz") else ""
     features = {

@@ -1,0 +1,116 @@
+"""Files to be predicted: found, told apart by their names, and read by the same rules as training data.
+
+Rows need no label. An `id` is handed on where a file has that column; only where the second segment is built from
+neighbouring sentences must it be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from components.config import DataConfig
+from components.errors import DataError
+from components.examples import parse
+from components.examples.files import InputFile, ItemReader, open_file, plan_file
+from components.examples.rows import BadRow, Row, RowSpec
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class UnlabelledSpec(RowSpec):
+    """A RowSpec for rows whose label does not matter: the column of the text stands in for that of the label."""
+
+    def known(self, labels: object) -> bool:
+        """Any."""
+        return True
+
+    def split_labels(self, cell: bytes) -> tuple[bytes, ...]:
+        """None."""
+        return ()
+
+
+def find_files(source: Path, data: DataConfig) -> list[InputFile]:
+    """The file `source`, or every data file in the folder `source` and below, in order of their names.
+
+    Raises:
+      DataError: there is none.
+    """
+    if source.is_file():
+        return [InputFile(0, "all", str(source), source.name)]
+    if not source.is_dir():
+        raise DataError(f"{source}: there is no such file or folder")
+    known = {*FORMATS, ".txt"} if data.format == "pubmed_rct" else set(FORMATS)
+    found = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in known and path.is_file() and not _hidden(path.relative_to(source))
+    )
+    if not found:
+        raise DataError(f"{source}: holds no data file ({', '.join(sorted(known))})")
+    return [
+        InputFile(number, "all", str(path), path.relative_to(source).as_posix()) for number, path in enumerate(found)
+    ]
+
+
+def row_spec(file: InputFile, data: DataConfig) -> UnlabelledSpec:
+    """How to read one file: by its suffix, or as the configuration's data where the suffix says nothing."""
+    columns = data.columns
+    kind = FORMATS.get(Path(file.path).suffix.lower(), data.format)
+    spec = UnlabelledSpec(
+        format=kind,
+        text="text" if kind == "pubmed_rct" else columns.text,
+        label="text" if kind == "pubmed_rct" else columns.text,
+        labels=frozenset(),
+        multilabel=True,
+        text_pair=columns.text_pair,
+        neighbours=data.neighbours,
+        max_characters=data.max_characters,
+    )
+    if kind == "pubmed_rct":
+        return replace(spec, id="id")
+    name = columns.id or ("id" if data.format == "pubmed_rct" else None)
+    if data.neighbours:
+        return replace(spec, id=name)
+    # As a column to hand on, not as the row's id: it may be empty, or not be there.
+    return replace(spec, slices=(name,)) if name is not None and _has(file, kind, name) else spec
+
+
+def row_id(row: Row) -> str:
+    """The row's id, or ""."""
+    found = row.id or (row.slices[0] if row.slices else b"")
+    return found.decode()
+
+
+def read_rows(file: InputFile, data: DataConfig) -> Iterator[Row | BadRow]:
+    """All rows of a file, good and bad, in order, without holding them.
+
+    Raises:
+      DataError: it cannot be read, is of another format, or lacks a column.
+    """
+    spec = row_spec(file, data)
+    for item in plan_file(file, spec).items:
+        yield from ItemReader(item, spec)
+
+
+def _has(file: InputFile, kind: str, column: str) -> bool:
+    if kind == "jsonl":
+        return True
+    with open_file(file.path, file.name) as stream:
+        if kind == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            try:
+                return column in pq.ParquetFile(stream).schema_arrow.names
+            except (pa.ArrowInvalid, OSError):
+                return False  # plan_file says what is wrong with it
+        head = stream.readline(1 << 20).removeprefix(parse.BOM)
+    separator = b"," if kind == "csv" else b"\t"
+    return column.encode() in [name.strip(b'"') for name in parse.without_line_end(head).split(separator)]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
