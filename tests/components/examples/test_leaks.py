@@ -1,0 +1,40 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.examples.leaks import HASH_BYTES, Leak, find_leaks, sorted_hashes, text_hash
+
+
+def leaks_of(splits, rows_at_once):
+    """Leaks of texts by split, each split in two files."""
+    content = {}
+    for split, texts in splits.items():
+        for part in (0, 1):
+            content[f"{split}-{part}"] = sorted_hashes(b"".join(text_hash(text) for text in texts[part::2]))
+    files = {split: [f"{split}-0", f"{split}-1"] for split in splits}
+    rows = sum(len(texts) for texts in splits.values())
+    return find_leaks(files, content.__getitem__, rows, rows_at_once)
+
+
+@given(st.integers(1, 10))
+def test_shared_texts_and_their_rows_are_counted_by_pair(rows_at_once):
+    splits = {"train": [b"a", b"b", b"a", b"c", b"d"], "eval": [b"e", b"a", b"c", b"c"], "test": [b"d", b"f"]}
+    leaks, shared = leaks_of(splits, rows_at_once)
+    assert leaks == [Leak(("train", "eval"), 2, (3, 3)), Leak(("train", "test"), 1, (1, 1))]
+    assert shared["train", "test"] == text_hash(b"d")
+    assert sorted(shared["train", "eval"][at : at + HASH_BYTES] for at in (0, HASH_BYTES)) == sorted(
+        [text_hash(b"a"), text_hash(b"c")]
+    )
+
+
+def test_splits_without_shared_texts_have_no_leaks():
+    assert leaks_of({"train": [b"a"], "eval": [b"b"], "test": []}, 1) == ([], {})
+
+
+def test_hashes_with_equal_first_halves_are_told_apart():
+    same, one, other = bytes(8), b"\1" * 8, b"\2" * 8
+    content = {"train": same + one, "eval": same + other}
+    assert find_leaks({"train": ["train"], "eval": ["eval"]}, content.__getitem__, 2) == ([], {})
+
+
+def test_pair_from_a_column_counts_as_part_of_the_text():
+    assert len({text_hash(b"a"), text_hash(b"a", b""), text_hash(b"a", b"b"), text_hash(b"b", b"a")}) == 4
