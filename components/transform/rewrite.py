@@ -77,7 +77,7 @@ class Rewriter:
         chars = tf.where(letters > 0, letters, chars)
         chars = tf.where(classes == SPACE, _SPACE_CHAR, chars)
         kept = classes != DROP
-        splits = _splits_after(tf.cast(kept, tf.int64), splits)
+        splits = splits_after(tf.cast(kept, tf.int64), splits)
         chars, classes = tf.boolean_mask(chars, kept), tf.boolean_mask(classes, kept)
 
         isolated = classes == ISOLATE
@@ -85,7 +85,7 @@ class Rewriter:
         chars = tf.where(in_long_word, UNKNOWN_LETTER, chars)
         spaces = tf.fill(tf.shape(chars), _SPACE_CHAR)
         wanted = tf.stack([isolated, ~in_long_word | begins_word, isolated], 1)  # [chars, 3]
-        splits = _splits_after(tf.math.count_nonzero(wanted, axis=1), splits)
+        splits = splits_after(tf.math.count_nonzero(wanted, axis=1), splits)
         chars = tf.boolean_mask(tf.stack([spaces, chars, spaces], 1), wanted)
         return tf.strings.unicode_encode(tf.RaggedTensor.from_row_splits(chars, splits, validate=False), "UTF-8")
 
@@ -108,10 +108,12 @@ class _FoldTable(NamedTuple):
         return cls(two_level(place), splits, np.array([char for one in sequences for char in one], np.int32))
 
     def __call__(self, chars: tf.Tensor, splits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        sequences = tf.RaggedTensor.from_row_splits(tf.constant(self.values), tf.constant(self.splits))
-        folded = tf.gather(sequences, _look_up(self.place, chars))  # [chars, (sequence)]
-        same = folded.values < 0
-        chars = tf.where(same, tf.repeat(chars, folded.row_lengths()), folded.values)
+        place = _look_up(self.place, chars)
+        sequences = tf.RaggedTensor.from_row_splits(tf.constant(self.values), tf.constant(self.splits), validate=False)
+        folded = tf.gather(sequences, place)  # [chars, (sequence)]
+        same = tf.where(place == 0)  # int64 [unchanged, 1]
+        at = tf.gather_nd(folded.row_splits, same)[:, tf.newaxis]
+        chars = tf.tensor_scatter_nd_update(folded.values, at, tf.gather_nd(chars, same))
         return chars, tf.gather(folded.row_splits, splits)
 
 
@@ -121,16 +123,18 @@ def _look_up(table: tuple[np.ndarray, np.ndarray], chars: tf.Tensor) -> tf.Tenso
     return tf.gather(pages, page * PAGE_SIZE + chars % PAGE_SIZE)
 
 
-def _splits_after(counts: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
+def splits_after(counts: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
     """Row splits once each element has become `counts` elements."""
     return tf.gather(tf.concat([[0], tf.cumsum(counts)], 0), splits)
 
 
 def _long_words(letter: tf.Tensor, splits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Which characters are in a word that is too long, and which begin a word: bool [chars] each."""
-    row = tf.ragged.row_splits_to_segment_ids(splits)
-    follows = (row[1:] == row[:-1]) & letter[:-1]
-    begins = letter & ~tf.concat([tf.zeros([tf.minimum(tf.size(row), 1)], tf.bool), follows], 0)
+    # Row ids of a ragged tensor come from tf.repeat, which makes a dense [rows, longest row]: not with long texts.
+    count = tf.size(letter, tf.int64)
+    rows_begin = tf.scatter_nd(splits[:-1, tf.newaxis], tf.ones_like(splits[:-1]), [count + 1])[:-1] > 0
+    after_letter = tf.concat([[False], letter], 0)[:-1]
+    begins = letter & (rows_begin | ~after_letter)
     word = tf.where(letter, tf.cumsum(tf.cast(begins, tf.int32)), 0)  # 0: in no word
     words = tf.math.count_nonzero(begins, dtype=tf.int32) + 1
     length = tf.math.unsorted_segment_sum(tf.cast(letter, tf.int32), word, words)

@@ -17,7 +17,7 @@ import tensorflow_text as tf_text
 from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_builder as model_builder
 
 from components.errors import ConfigError
-from components.transform.rewrite import MAX_WORD_CHARS, Rewriter, plain_patterns
+from components.transform.rewrite import MAX_WORD_CHARS, Rewriter, plain_patterns, splits_after
 from components.transform.unicode_table import load_rules
 from components.transform.vocabulary import SUFFIX, engine_vocabulary, read_vocabulary
 
@@ -124,20 +124,27 @@ class WordPiece(tf.Module):
             kept = _longest_first(*lengths, room=max_length - special)
         truncated = tf.reduce_any(tf.stack(kept, 1) < tf.stack(lengths, 1), 1)
 
-        # Each row is pieced together from ranges of one pool: the tokens of the batch, [CLS], [SEP].
-        pool = tf.concat([tokens.values, [self.cls_id, self.sep_id]], 0)
-        cls = tf.fill(tf.shape(truncated), tf.size(tokens.values, tf.int64))
-        starts, ends, segment_of = [cls], [cls + 1], [0]
+        # Each row is pieced together from ranges of one pool: the tokens of the batch, [CLS], [SEP] and the second
+        # [SEP]. Ragged concatenation and row ids would make dense tensors as wide as the longest text.
+        count = tf.size(tokens.values, tf.int64)
+        cls = tf.fill(tf.shape(truncated), count)  # the place of [CLS], once for each row
+        starts, ends = [cls], [cls + 1]
         for segment, (start, length) in enumerate(zip(tf.split(tokens.row_starts(), len(kept)), kept, strict=True)):
-            starts += [start, cls + 1]
-            ends += [start + length, cls + 2]
-            segment_of += [segment, segment]
+            starts += [start, cls + 1 + segment]
+            ends += [start + length, cls + 2 + segment]
         ranges = tf.ragged.range(tf.reshape(tf.stack(starts, 1), [-1]), tf.reshape(tf.stack(ends, 1), [-1]))
-        splits = ranges.row_splits[:: len(segment_of)]
-        input_ids = tf.RaggedTensor.from_row_splits(tf.gather(pool, ranges.values), splits, validate=False)
-        segment_ids = tf.repeat(tf.tile(segment_of, [tf.size(cls)]), ranges.row_lengths())
-        unknown = tf.reduce_sum(tf.cast(input_ids == self.unk_id, tf.int32), 1)
-        return Encoded(input_ids, input_ids.with_values(segment_ids), truncated, unknown)
+        pool = tf.concat([tokens.values, [self.cls_id, self.sep_id, self.sep_id]], 0)
+        ids = tf.gather(pool, ranges.values)
+        first_count = count if pairs is None else tokens.row_splits[tf.size(texts)]
+        second = tf.range(count) >= first_count
+        segment_ids = tf.gather(tf.concat([second, [False, False, True]], 0), ranges.values)
+
+        splits = ranges.row_splits[:: len(starts)]
+        input_ids = tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
+        unknown = splits_after(tf.cast(ids == self.unk_id, tf.int32), splits)
+        return Encoded(
+            input_ids, input_ids.with_values(tf.cast(segment_ids, tf.int32)), truncated, unknown[1:] - unknown[:-1]
+        )
 
 
 def _longest_first(first: tf.Tensor, second: tf.Tensor, *, room: int) -> list[tf.Tensor]:

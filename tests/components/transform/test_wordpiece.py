@@ -221,6 +221,21 @@ def test_a_text_of_a_megabyte_has_the_references_ids(both, part):
     assert differing(both, [text, "pain"]) == []
 
 
+def test_one_text_of_a_megabyte_among_thousands_does_not_widen_the_others(both):
+    texts = [*(f"pain\u200d {number}" for number in range(5000)), "pain\u200d " * 125_000]
+
+    assert differing(both, texts) == []
+
+
+def test_encoding_a_megabyte_among_thousands_keeps_to_the_greatest_length():
+    texts = [*["pain"] * 5000, "pain " * 200_000]
+
+    encoded = WordPiece(SMALL).encode(texts, texts[::-1], max_length=64)
+
+    assert encoded.input_ids.row_lengths().numpy().tolist() == [64, *[5] * 4999, 64]
+    assert encoded.truncated.numpy().nonzero()[0].tolist() == [0, 5000]
+
+
 def test_a_vocabulary_with_letters_that_the_engine_cuts_at_has_the_references_ids(reference):
     tokens = [*SMALL, "\u061d", "##\u061d", "a\u061d", "\ue001", "\u166d", "\u4e00\u4e00", "##\u4e00", ""]
     texts = [
