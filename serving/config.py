@@ -13,6 +13,7 @@ from tensorflow_serving.config import model_server_config_pb2 as pb
 
 from serving.errors import StartError, invalid
 from serving.flags import Flags
+from serving.protos import MonitoringConfig
 from serving.source import Target, VersionPolicy
 
 _M = TypeVar("_M", bound=Message)
@@ -115,3 +116,15 @@ def session_config(flags: Flags) -> config_pb2.ConfigProto:
 def wrapped(message: Any, name: str, default: int) -> int:
     """The value of a wrapper field, or the default where the file does not set it."""
     return getattr(message, name).value if message.HasField(name) else default
+
+
+def exists(path: str) -> bool:
+    return gfile.exists(path)
+
+
+def prometheus_path(flags: Flags) -> str | None:
+    """The path of the Prometheus page, or None where `--monitoring_config_file` does not switch it on."""
+    if not flags.monitoring_config_file:
+        return None
+    found = read_text_proto(flags.monitoring_config_file, MonitoringConfig()).prometheus_config
+    return (found.path or "/monitoring/prometheus/metrics") if found.enable else None

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from serving.errors import StartError, StatusError
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     import grpc
 
     from serving.core import ServerCore
-    from serving.loader import SavedModelLoader
-    from serving.rest import RestServer
+    from serving.http_server import HttpServer
+    from serving.loader import Runner, SavedModelLoader
+    from serving.metrics import Metrics
+    from serving.service import InferenceService
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class ModelServer:
         self.rest_port = 0
         self._core: ServerCore | None = None
         self._grpc: grpc.Server | None = None
-        self._rest: RestServer | None = None
+        self._rest: HttpServer | None = None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -58,8 +61,9 @@ class ModelServer:
         # Imported here: with them comes TensorFlow, which a wrong flag need not wait for.
         from serving import config, inference, rpc
         from serving.core import ServerCore
-        from serving.manager import LoadOptions, Manager
+        from serving.manager import LoadOptions, Manager, VersionStatus
         from serving.metrics import Metrics
+        from serving.policy import State
         from serving.service import InferenceService
 
         flags = self._flags
@@ -68,11 +72,20 @@ class ModelServer:
         model_config = config.model_config(flags)
         arguments = rpc.channel_arguments(flags.grpc_channel_arguments)
         tokens = _read_tokens(flags.bearer_tokens_file)
+        prometheus_path = config.prometheus_path(flags)
         credentials = None
         if flags.ssl_config_file:
             from serving.protos import SSLConfig
 
             credentials = rpc.credentials(config.read_text_proto(flags.ssl_config_file, SSLConfig()))
+
+        def on_state(name: str, status: VersionStatus) -> None:
+            self._health.on_state(name, status)
+            if status.state is State.READY:
+                metrics.model_ready.set(1, name, str(status.version))
+            else:
+                metrics.model_ready.remove(name, str(status.version))
+
         manager = Manager(
             self._loader(metrics),
             LoadOptions(
@@ -81,7 +94,7 @@ class ModelServer:
                 flags.num_load_threads,
                 flags.num_unload_threads,
             ),
-            self._health.on_state,
+            on_state,
         )
         self._core = core = ServerCore(
             manager, flags.file_system_poll_wait_seconds, flags.allow_version_labels_for_unavailable_models
@@ -96,24 +109,44 @@ class ModelServer:
             core,
             metrics,
             inference.Options(flags.enable_signature_method_name_check, flags.enable_serialization_as_tensor_content),
-            {"GRPC": flags.grpc_max_threads, "REST": flags.rest_api_num_threads},
+            {"GRPC": flags.grpc_max_threads},  # REST has its own threads, and bounds what waits for them
         )
         self._grpc = rpc.make_server(
             service, self._health, flags.grpc_max_threads, flags.max_message_bytes, arguments, tokens
         )
         self._listen_grpc(credentials)
-        self._health.set_ready(True)
+        if flags.rest_api_port:
+            self._listen_rest(service, metrics, prometheus_path, tokens)
+        self._watch(core, metrics)
 
-    def _loader(self, metrics: object) -> SavedModelLoader:
+    def _loader(self, metrics: Metrics) -> SavedModelLoader:
         from serving import config, inference
-        from serving.loader import SavedModelLoader
+        from serving.batching import Batcher, read_options
+        from serving.loader import SavedModelLoader, SessionRunner
+        from serving.token_counter import token_counter
 
         flags = self._flags
+        batching = (
+            read_options(flags.batching_parameters_file, flags.max_batch_tokens) if flags.enable_batching else None
+        )
+
+        def batch(session: SessionRunner, name: str, path: str) -> Runner:
+            if batching is None:
+                return session
+            options = batching
+            own = f"{path}/batching_params.pbtxt"
+            if flags.enable_per_model_batching_parameters and config.exists(own):
+                # As there: threads are the server's affair, all else is the model's.
+                options = replace(read_options(own, flags.max_batch_tokens), num_threads=batching.num_threads)
+            counter = token_counter(session, dict(session.meta_graph.signature_def))
+            return Batcher(session, options, counter, metrics, name)
+
         return SavedModelLoader(
             tags=tuple(flags.saved_model_tags.split(",")),
             session_config=config.session_config(flags),
             warm_up=inference.replay if flags.enable_model_warmup else None,
             warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+            batch=batch,
         )
 
     def _listen_grpc(self, credentials: grpc.ServerCredentials | None) -> None:
@@ -140,6 +173,55 @@ class ModelServer:
         if flags.grpc_socket_path:
             announce("grpc", f"unix:{flags.grpc_socket_path}")
 
+    def _listen_rest(
+        self, service: InferenceService, metrics: Metrics, prometheus_path: str | None, tokens: Sequence[str]
+    ) -> None:
+        from serving.http_server import HttpServer, Limits
+        from serving.rest import RestApi
+        from serving.rpc import token_accepted
+
+        flags = self._flags
+        encoded = [t.encode() for t in tokens]
+        api = RestApi(
+            service,
+            flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
+            flags.rest_api_enable_cors_support,
+            prometheus_path,
+            (lambda header: token_accepted(header, encoded)) if encoded else (lambda header: True),
+        )
+        limits = Limits(flags.rest_api_num_threads, flags.max_connections, flags.max_message_bytes)
+        rest = HttpServer(api, flags.host, max(0, flags.rest_api_port), limits, metrics)
+        rest.start()
+        self._rest, self.rest_port = rest, rest.port
+        announce("rest", f"{_bracketed(flags.host)}:{self.rest_port}")
+
+    def _watch(self, core: ServerCore, metrics: Metrics) -> None:
+        """Keeps readiness up to date and, where asked to, rereads the configuration file."""
+        from serving.config import model_config
+
+        interval = self._flags.model_config_file_poll_wait_seconds
+
+        def ready() -> None:
+            while True:
+                is_ready = core.is_ready()
+                self._health.set_ready(is_ready)
+                metrics.ready.set(int(is_ready))
+                if self.stopping.wait(0.5):
+                    return
+
+        def reread() -> None:
+            while not self.stopping.wait(interval):
+                try:
+                    core.reload_config(model_config(self._flags), stop=self.stopping)
+                except (StartError, StatusError) as error:
+                    _log.error("the configuration file is not taken over: %s", error)
+
+        self._health.set_ready(core.is_ready())
+        targets = [ready, reread] if self._flags.model_config_file and interval > 0 else [ready]
+        for target in targets:
+            self._threads.append(threading.Thread(target=target, name=target.__name__, daemon=True))
+            self._threads[-1].start()
+
     def wait(self) -> None:
         """Blocks until `stopping` is set, then stops."""
         self.stopping.wait()
@@ -151,7 +233,12 @@ class ModelServer:
         drain = self._flags.drain_seconds
         if self._grpc is not None:
             self._health.stopping()
-            self._grpc.stop(drain).wait()
+            stopped = self._grpc.stop(drain)  # begins at once, and meanwhile REST does the same
+            if self._rest is not None:
+                self._rest.stop(drain)
+            stopped.wait()
+        for thread in self._threads:
+            thread.join()
         if self._core is not None:
             self._core.stop(drain)
 

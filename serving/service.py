@@ -73,12 +73,13 @@ class InferenceService:
         code = Code.OK
         # A name that a client made up must not become a label: labels are kept for ever.
         name = spec.name if spec.name in self.core.model_names() else ""
+        label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
         try:
             with self._admitted(entry), self.core.acquire(spec) as servable:
                 call.check()
                 response = run(servable, request, call, self._options)
             self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
-            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, api, entry)
+            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, label, entry)
             self._log_request(name, api, request, response)
             return response
         except StatusError as error:

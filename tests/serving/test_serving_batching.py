@@ -1,0 +1,275 @@
+"""The batcher, alone with a recording runner, and in a server."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from serving.batching import Batcher, BatchingOptions, read_options
+from serving.errors import Code, StartError, StatusError
+from serving.loader import Call
+from serving.metrics import Metrics
+
+
+class Recorder:
+    """Doubles its input; remembers each batch; waits at the gate before it computes."""
+
+    def __init__(self, open_gate: bool = True):
+        self.batches: list[list[float]] = []
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        if open_gate:
+            self.gate.set()
+
+    def run(self, feeds, fetches, call=None):
+        self.entered.release()
+        assert self.gate.wait(30)
+        x = feeds["x"]
+        self.batches.append(x.ravel().tolist())
+        if np.any(x < 0):
+            raise StatusError(Code.INVALID_ARGUMENT, "negative")
+        return [x * 2]
+
+    def close(self):
+        pass
+
+
+def column(*values: float) -> dict[str, np.ndarray]:
+    return {"x": np.array(values, np.float32)}
+
+
+class Crowd:
+    """Callers in threads of their own; each outcome is a list of numbers or an error."""
+
+    def __init__(self, batcher: Batcher):
+        self._batcher = batcher
+        self._threads: list[threading.Thread] = []
+        self.outcomes: dict[int, object] = {}
+
+    def call(self, *values: float, call: Call | None = None, feeds: dict | None = None) -> None:
+        number = len(self._threads)
+
+        def body() -> None:
+            try:
+                out = self._batcher.run(feeds or column(*values), ["y"], call or Call())
+                self.outcomes[number] = out[0].ravel().tolist()
+            except StatusError as error:
+                self.outcomes[number] = error.code
+
+        thread = threading.Thread(target=body)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self) -> dict[int, object]:
+        for thread in self._threads:
+            thread.join(30)
+        return dict(sorted(self.outcomes.items()))
+
+
+@pytest.fixture
+def busy():
+    """A batcher of one thread that is busy with a first request until the gate opens."""
+    made = []
+
+    def make(count_tokens=lambda feeds: None, **options):
+        runner = Recorder(open_gate=False)
+        metrics = Metrics()
+        batcher = Batcher(runner, BatchingOptions(num_threads=1, **options), count_tokens, metrics, "m")
+        crowd = Crowd(batcher)
+        crowd.call(0.0)
+        assert runner.entered.acquire(timeout=30)
+        made.append((runner, batcher))
+        return runner, batcher, crowd, metrics
+
+    yield make
+    for runner, batcher in made:
+        runner.gate.set()
+        batcher.close()
+
+
+def waiting(batcher, rows: int, eventually) -> None:
+    eventually(lambda: batcher._waiting_rows == rows)
+
+
+def test_what_waits_together_is_computed_together_and_each_gets_its_own_rows(busy, eventually):
+    runner, batcher, crowd, metrics = busy(max_batch_size=8)
+    for i, values in enumerate([(1.0, 2.0), (3.0,), (4.0, 5.0, 6.0)]):
+        crowd.call(*values)
+        waiting(batcher, [2, 3, 6][i], eventually)
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: [2.0, 4.0], 2: [6.0], 3: [8.0, 10.0, 12.0]}
+    assert runner.batches == [[0.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+    assert metrics.processed_batch_size.count("m") == 2
+    assert metrics.queuing_latency.count("m") == 4
+
+
+def test_a_batch_is_padded_to_an_allowed_size_and_the_padding_is_not_returned(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=4, allowed_sizes=(1, 4))
+    crowd.call(1.0, 2.0, 3.0)
+    waiting(batcher, 3, eventually)
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: [2.0, 4.0, 6.0]}
+    assert runner.batches == [[0.0], [1.0, 2.0, 3.0, 1.0]]
+
+
+def test_a_full_queue_refuses_at_once_and_serves_what_it_took(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=2, max_enqueued_batches=2)
+    for i in range(4):
+        crowd.call(float(i + 1))
+        waiting(batcher, i + 1, eventually)
+    with pytest.raises(StatusError, match="queue to which this task was submitted is full") as caught:
+        batcher.run(column(9.0), ["y"])
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: [2.0], 2: [4.0], 3: [6.0], 4: [8.0]}
+
+
+def test_a_request_whose_client_has_gone_is_not_computed(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=8)
+    alive = [True]
+    crowd.call(1.0, call=Call(alive=lambda: alive[0]))
+    crowd.call(2.0)
+    waiting(batcher, 2, eventually)
+    alive[0] = False
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: Code.CANCELLED, 2: [4.0]}
+    assert runner.batches == [[0.0], [2.0]]
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_is_not_computed(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=8)
+    with pytest.raises(StatusError) as caught:
+        batcher.run(column(1.0), ["y"], Call(remaining_s=lambda: 0.05))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    waiting(batcher, 0, eventually)
+    runner.gate.set()
+    crowd.join()
+    assert runner.batches == [[0.0]]
+
+
+def test_one_bad_request_does_not_fail_the_others_of_its_batch(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=8)
+    for i, value in enumerate((1.0, -1.0, 2.0)):
+        crowd.call(value)
+        waiting(batcher, i + 1, eventually)
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: [2.0], 2: Code.INVALID_ARGUMENT, 3: [4.0]}
+
+
+def test_requests_of_different_shape_are_batched_apart_or_padded(busy, eventually):
+    for pad, expected in ((False, [[0.0], [1.0, 2.0], [3.0]]), (True, [[0.0], [1.0, 2.0, 3.0, 3.0]])):
+        runner, batcher, crowd, _ = busy(max_batch_size=8, pad_variable=pad)
+        crowd.call(feeds={"x": np.array([[1.0, 2.0]], np.float32)})
+        waiting(batcher, 1, eventually)
+        crowd.call(feeds={"x": np.array([[3.0]], np.float32)})
+        waiting(batcher, 2, eventually)
+        runner.gate.set()
+        crowd.join()
+        assert runner.batches == expected
+
+
+def test_a_long_text_does_not_make_short_ones_pay(busy, eventually):
+    runner, batcher, crowd, metrics = busy(lambda feeds: feeds["x"].astype(int), max_batch_size=64)
+    for i in range(6):
+        crowd.call(500.0 if i == 2 else 20.0 + i)
+        waiting(batcher, i + 1, eventually)
+    runner.gate.set()
+    crowd.join()
+    assert runner.batches == [[0.0], [20.0, 21.0, 23.0, 24.0, 25.0], [500.0]]
+    assert metrics.tokens.value("m") == 20 + 21 + 23 + 24 + 25 + 500
+    assert metrics.padded_tokens.value("m") == 5 * 25 + 500
+
+
+def test_a_batch_keeps_within_its_tokens(busy, eventually):
+    runner, batcher, crowd, _ = busy(lambda feeds: feeds["x"].astype(int), max_batch_size=64, max_tokens=1000)
+    for i in range(5):
+        crowd.call(400.0)
+        waiting(batcher, i + 1, eventually)
+    runner.gate.set()
+    crowd.join()
+    assert [len(b) for b in runner.batches] == [1, 2, 2, 1]
+
+
+def test_a_large_request_is_refused_or_split():
+    runner = Recorder()
+    batcher = Batcher(runner, BatchingOptions(max_batch_size=2))
+    with pytest.raises(StatusError, match="Task size 3 is larger than maximum input batch size 2"):
+        batcher.run(column(1.0, 2.0, 3.0), ["y"])
+    batcher.close()
+    batcher = Batcher(runner, BatchingOptions(max_batch_size=5, split_large=True, max_execution_size=2, num_threads=1))
+    assert batcher.run(column(1.0, 2.0, 3.0, 4.0, 5.0), ["y"])[0].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
+    assert runner.batches == [[1.0, 2.0], [3.0, 4.0], [5.0]]
+    batcher.close()
+
+
+def test_outputs_that_are_not_batched_are_refused():
+    class Wrong(Recorder):
+        def run(self, feeds, fetches, call=None):
+            return [np.zeros(7, np.float32)]
+
+    batcher = Batcher(Wrong(), BatchingOptions(max_batch_size=4))
+    with pytest.raises(StatusError, match="does not equal the sum of the 0th dimension") as caught:
+        batcher.run(column(1.0), ["y"])
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    batcher.close()
+
+
+def test_parameters_are_read_with_the_defaults_of_tensorflow_serving(tmp_path):
+    assert read_options("", 0) == BatchingOptions(1000, 0.0, 10, BatchingOptions().num_threads)
+    path = tmp_path / "batching_parameters.txt"
+    path.write_text(
+        "max_batch_size { value: 128 }\nbatch_timeout_micros { value: 1500 }\nmax_enqueued_batches { value: 7 }\n"
+        "num_batch_threads { value: 8 }\nallowed_batch_sizes: 32\nallowed_batch_sizes: 128\n"
+    )
+    assert read_options(str(path), 0) == BatchingOptions(128, 0.0015, 7, 8, (32, 128))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_batch_size: 3", r"Error parsing text-format tensorflow\.serving\.BatchingParameters"),
+        ("max_batch_size { value: 0 }", "max_batch_size must be 1 or more"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "must match max_batch_size"),
+        ("max_batch_size { value: 4 } allowed_batch_sizes: 8 allowed_batch_sizes: 4", "monotonically increasing"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(tmp_path, text, words):
+    path = tmp_path / "p.txt"
+    path.write_text(text)
+    with pytest.raises(StartError, match=words):
+        read_options(str(path), 0)
+
+
+def test_a_server_with_batching_answers_as_one_without(serve, toys, tmp_path):
+    parameters = tmp_path / "p.txt"
+    parameters.write_text("max_batch_size { value: 16 } batch_timeout_micros { value: 2000 }")
+    running = serve(toys.text, enable_batching=True, batching_parameters_file=parameters, grpc_max_threads=32)
+    call = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict
+    futures = []
+    for i in range(32):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = "default"
+        request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a" * (i + 1)]))
+        futures.append(call.future(request, 20))
+    found = [f.result().outputs["probabilities"].float_val[1] for f in futures]
+    assert found == pytest.approx([(i + 1) / (i + 11) for i in range(32)], rel=1e-6)
+
+
+def test_a_server_refuses_more_requests_than_it_may_work_on(serve, toys, tmp_path):
+    parameters = tmp_path / "p.txt"
+    parameters.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 500000 }")
+    running = serve(toys.text, enable_batching=True, batching_parameters_file=parameters, grpc_max_threads=1)
+    call = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"]))
+    futures = [call.future(request, 20) for _ in range(8)]
+    codes = [f.code() for f in futures]
+    assert codes.count(grpc.StatusCode.OK) >= 1
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 1
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -1,0 +1,287 @@
+"""The REST API: TensorFlow Serving's api_rest.md and http_rest_api_handler_test.cc, over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import math
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+
+def call(running, path: str, body=None, method: str | None = None, headers: dict | None = None):
+    """(status, parsed JSON); a body that is not bytes is sent as JSON."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(running.rest + path, data, headers or {}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.loads(response.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.fixture
+def half(serve, toys):
+    return serve(toys.half_plus_two, rest_api_port=-1)
+
+
+def test_predict_in_row_form(half):
+    assert call(half, "/v1/models/default:predict", {"instances": [2.0, 3.0, 4.0]}) == (
+        200, {"predictions": [3.0, 3.5, 4.0]},
+    )  # fmt: skip
+    rows = {"instances": [{"x": [2.0]}, {"x": [4]}]}
+    assert call(half, "/v1/models/default:predict", rows) == (200, {"predictions": [[3.0], [4.0]]})
+
+
+def test_predict_in_columnar_form(half):
+    assert call(half, "/v1/models/default:predict", {"inputs": [2.0, 3.0, 4.0]}) == (200, {"outputs": [3.0, 3.5, 4.0]})
+    assert call(half, "/v1/models/default:predict", {"inputs": {"x": [[2.0]]}}) == (200, {"outputs": [[3.0]]})
+
+
+@pytest.mark.parametrize("path", ["/v1/models/default/versions/123:predict", "/V1/Models/default:predict"])
+def test_predict_takes_a_version_in_the_path_and_a_path_in_any_case(half, path):
+    assert call(half, path, {"instances": [2.0]}) == (200, {"predictions": [3.0]})
+
+
+def test_several_outputs_are_objects_and_strings_and_bytes_pass(serve, toys):
+    running = serve(toys.text, rest_api_port=-1)
+    encoded = {"b64": base64.b64encode("é".encode() * 20).decode()}
+    status, found = call(running, "/v1/models/default:predict", {"instances": ["a", encoded]})
+    assert status == 200
+    assert [p["label"] for p in found["predictions"]] == ["short", "long"]
+    assert found["predictions"][0]["classes"] == ["short", "long"]
+    assert found["predictions"][0]["probabilities"] == [0.909090877, 0.0909090936]
+    status, found = call(running, "/v1/models/default:predict", {"inputs": {"text": ["a"]}})
+    assert (status, found["outputs"]["label"]) == (200, ["short"])
+
+
+def test_not_a_number_and_infinity_are_read_and_written(half):
+    body = b'{"instances": [NaN, Infinity, -Infinity]}'
+    status, found = call(half, "/v1/models/default:predict", body)
+    assert status == 200
+    assert math.isnan(found["predictions"][0])
+    assert found["predictions"][1:] == [math.inf, -math.inf]
+
+
+def test_classify(half):
+    body = {"signature_name": "classify_x_to_y", "examples": [{"x": 2.0}, {"x": [4.0]}]}
+    assert call(half, "/v1/models/default:classify", body) == (200, {"results": [[["", 3.0]], [["", 4.0]]]})
+
+
+def test_regress_with_a_context_shared_by_all_examples(half):
+    body = {"signature_name": "regress_x_to_y", "examples": [{"x": 2.0}]}
+    assert call(half, "/v1/models/default:regress", body) == (200, {"results": [3.0]})
+    body = {"signature_name": "regress_x_to_y", "context": {"x": 4.0}, "examples": [{"x2": 1.0}, {"x": 2.0}]}
+    assert call(half, "/v1/models/default:regress", body) == (200, {"results": [4.0, 3.0]})
+
+
+def test_status(half):
+    expected = {
+        "model_version_status": [
+            {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        ]
+    }
+    assert call(half, "/v1/models/default") == (200, expected)
+    assert call(half, "/v1/models/default/versions/123") == (200, expected)
+    assert call(half, "/v1/models/default/versions/7") == (
+        404, {"error": "Could not find version 7 of model default"},
+    )  # fmt: skip
+    assert call(half, "/v1/models/nope") == (404, {"error": "Could not find any versions of model nope"})
+
+
+def test_metadata_equals_the_stored_json(half):
+    def tensor(name, dtype="DT_FLOAT", *dims):
+        shape = {"dim": [{"size": d, "name": ""} for d in dims], "unknown_rank": False}
+        return {"dtype": dtype, "tensor_shape": shape, "name": name}
+
+    def signature(inputs, outputs, method):
+        return {
+            "inputs": inputs, "outputs": outputs, "method_name": f"tensorflow/serving/{method}", "defaults": {},
+        }  # fmt: skip
+
+    examples = {"inputs": tensor("tf_example:0", "DT_STRING", "-1")}
+    y, y2, y3 = (tensor(f"{n}:0", "DT_FLOAT", "-1", "1") for n in ("y", "y2", "y3"))
+    x, x2 = (tensor(f"{n}:0", "DT_FLOAT", "-1", "1") for n in ("x", "x2"))
+    expected = {
+        "model_spec": {"name": "default", "signature_name": "", "version": "123"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": signature({"x": x}, {"y": y}, "predict"),
+                    "regress_x_to_y": signature(examples, {"outputs": y}, "regress"),
+                    "regress_x_to_y2": signature(examples, {"outputs": y2}, "regress"),
+                    "regress_x2_to_y3": signature({"inputs": x2}, {"outputs": y3}, "regress"),
+                    "classify_x_to_y": signature(examples, {"scores": y}, "classify"),
+                }
+            }
+        },
+    }
+    assert call(half, "/v1/models/default/metadata") == (200, expected)
+    assert call(half, "/v1/models/default/versions/123/metadata") == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/models"), ("POST", "/v1/models/m"), ("POST", "/v1/models/m:nope"), ("GET", "/v1/nope"),
+        ("POST", "/v1/models/m/versions/x:predict"), ("DELETE", "/v1/models/m"), ("GET", "/v1/models/m:predict"),
+        ("POST", "/v1/models/m/versions/1/labels/a:predict"), ("PUT", "/v1/models/m:predict"),
+    ],
+)  # fmt: skip
+def test_calls_that_the_api_does_not_have_are_malformed(half, method, path):
+    body = b"{}" if method in ("POST", "PUT") else None
+    assert call(half, path, body, method) == (400, {"error": f"Malformed request: {method} {path}"})
+
+
+def test_paths_outside_the_api_are_not_found(half):
+    assert call(half, "/statuspage")[0] == 404
+    assert call(half, "/")[0] == 404
+    assert call(half, "/v1/models") == (400, {"error": "Missing model name in request."})
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/v1/models/nope:predict", 404, "Servable not found for request: Latest(nope)"),
+        ("/v1/models/default/versions/7:predict", 404, "Servable not found for request: Specific(default, 7)"),
+        ("/v1/models/default/labels/nope:predict", 400, "Unrecognized servable version label: nope"),
+        ("/v1/models/default/versions/99999999999999999999:predict", 400, "Failed to convert version: "),
+    ],
+)
+def test_unknown_models_versions_and_labels(half, path, status, words):
+    code, found = call(half, path, {"instances": [1.0]})
+    assert (code, found["error"][: len(words)]) == (status, words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"nope", "JSON Parse error: "),
+        (b'{"instances": [1.0', "JSON Parse error: "),
+        (b"[1.0]", "JSON Value: (Array) Is not object"),
+        (b'{"instances": [' + b"9" * 5000 + b"]}", "JSON Parse error: "),
+        (b'{"instances": ' + b"[" * 100_000, "JSON Parse error: "),
+        (b'{"instances": ["\xff"]}', "JSON Parse error: Invalid encoding"),
+        (b"{}", "Missing 'inputs' or 'instances' key"),
+        (b'{"signature_name": 5, "instances": [1]}', "JSON Value: (Object) not formatted correctly. 'signature_name'"),
+        (b'{"signature_name": "z", "instances": [1]}', 'Serving signature name: "z" not found in signature def'),
+        (b'{"instances": 1}', "JSON Value: (Object) Expecting 'instances' to be an list/array"),
+        (b'{"instances": []}', "JSON Value: (Object) No values in 'instances' array"),
+        (b'{"instances": [1], "inputs": [1]}', "JSON Value: (Object) Not formatted correctly expecting only"),
+        (b'{"instances": ["secret"]}', "Failed to process element: 0 of 'instances' list. Error: INVALID_ARGUMENT"),
+        (b'{"instances": [1.0, true]}', "Failed to process element: 1 of 'instances' list."),
+        (b'{"instances": [[1.0], [1.0, 2.0]]}', "Failed to process element: 1 of 'instances' list."),
+        (b'{"instances": [{"x": 1}, 2]}', "Expecting object but got list at item 1 of input list"),
+        (b'{"instances": [1, {"x": 2}]}', "Expecting value/list but got object at item 1 of input list"),
+        (b'{"instances": [{"secret": 1}]}', "Failed to process element: 0 of 'instances' list."),
+        (b'{"inputs": {"z": [1]}}', "Missing named input: x in 'inputs' object."),
+        (b'{"inputs": [[1], 2]}', "JSON Value: (Number) found at incorrect level: 2 in the JSON DOM. Expected at"),
+        (b'{"inputs": [1, [2]]}', "Encountered list at unexpected level: 1 expected < 1"),
+        (b'{"inputs": [[1], [2, 3]]}', "Encountered list at unexpected size: 2 at level: 1 expected size: 1"),
+    ],
+)
+def test_predict_requests_that_are_wrong_say_where_and_never_what(half, body, words):
+    status, found = call(half, "/v1/models/default:predict", body)
+    assert (status, found["error"][: len(words)]) == (400, words)
+    assert "secret" not in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"signature_name": "classify_x_to_y"}, "JSON Value: (Object) When method is classify, key 'examples'"),
+        ({"examples": 1}, "JSON Value: (Object) Expecting 'examples' value to be an list/array"),
+        ({"examples": []}, "JSON Value: (Object) 'examples' value is an empty array"),
+        ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({"examples": [{"x": None}]}, "Feature: x has element with unexpected JSON type: Null"),
+        ({"examples": [{"x": [[1]]}]}, "Feature: x has element with unexpected JSON type: Array"),
+        ({"examples": [{"x": [1.0, "secret"]}]}, "Unexpected element type in feature: x expecting type: float"),
+        ({"examples": [{"x": 2**63}]}, "Feature: x has uint64_t element. Only int64_t is supported."),
+        ({"examples": [{"x": {"b64": "*secret*"}}]}, "Unable to base64 decode"),
+        ({"signature_name": "classify_x_to_y", "examples": [{"y": "secret"}]}, "The model's graph failed: Feature: x"),
+    ],
+)
+def test_classify_requests_that_are_wrong_say_where_and_never_what(half, body, words):
+    status, found = call(half, "/v1/models/default:classify", body)
+    assert (status, found["error"][: len(words)]) == (400, words)
+    assert "secret" not in found["error"]
+
+
+def test_cors_headers_and_preflight(serve, toys):
+    running = serve(toys.half_plus_two, rest_api_port=-1, rest_api_enable_cors_support=True)
+    assert call(running, "/v1/models/default:predict", method="OPTIONS", headers={"Origin": "http://a"}) == (200, None)
+    assert call(running, "/v1/models/default:predict", method="OPTIONS") == (
+        400, {"error": "Origin header is missing in CORS preflight"},
+    )  # fmt: skip
+    with urllib.request.urlopen(running.rest + "/v1/models/default") as response:
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert response.headers["Content-Type"] == "application/json"
+
+
+def test_metrics_are_where_the_monitoring_config_says(serve, toys, tmp_path):
+    config = tmp_path / "monitoring.config"
+    config.write_text("prometheus_config { enable: true }")
+    running = serve(toys.half_plus_two, rest_api_port=-1, monitoring_config_file=config)
+    call(running, "/v1/models/default:predict", {"instances": [1.0]})
+    call(running, "/v1/models/default:predict", {"instances": ["a"]})
+    with urllib.request.urlopen(running.rest + "/monitoring/prometheus/metrics") as response:
+        lines = response.read().decode().splitlines()
+    assert "# TYPE :tensorflow:serving:request_count counter" in lines
+    assert ':tensorflow:serving:request_count{model_name="default",status="OK"} 1' in lines
+    latency = ':tensorflow:serving:request_latency_count{model_name="default",API="predict",entrypoint="REST"} 1'
+    assert latency in lines
+    assert ':biobert_cnn:serving:model_version_available{model_name="default",version="123"} 1' in lines
+    plain = serve(toys.half_plus_two, rest_api_port=-1)
+    assert call(plain, "/monitoring/prometheus/metrics")[0] == 404
+
+
+def test_a_connection_serves_many_requests_and_chunked_bodies(half):
+    connection = http.client.HTTPConnection("127.0.0.1", half.server.rest_port, timeout=30)
+    for value in (2.0, 4.0):
+        connection.request("POST", "/v1/models/default:predict", json.dumps({"instances": [value]}))
+        assert json.loads(connection.getresponse().read()) == {"predictions": [value / 2 + 2]}
+    connection.request("POST", "/v1/models/default:predict", iter([b'{"inst', b'ances": [6.0]}']), encode_chunked=True)
+    assert json.loads(connection.getresponse().read()) == {"predictions": [5.0]}
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"nonsense\r\n\r\n", b"GET /v1/models HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nA" + b"x" * 70_000]
+)
+def test_what_is_not_http_is_refused_and_the_connection_closed(half, raw):
+    with socket.create_connection(("127.0.0.1", half.server.rest_port), 30) as connection:
+        connection.sendall(raw)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.split()[1] in (b"400", b"431", b"505")
+    assert b'"error"' in answer
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(serve, toys):
+    running = serve(toys.half_plus_two, rest_api_port=-1, max_message_bytes=1000)
+    status, found = call(running, "/v1/models/default:predict", b" " * 1_000_000)
+    assert (status, found["error"]) == (400, "The request body exceeds 1000 bytes")
+    assert call(running, "/v1/models/default:predict", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
+
+
+def test_bearer_tokens_guard_both_interfaces(serve, toys, tmp_path):
+    from serving.client import Client
+    from serving.errors import AuthenticationError
+
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first-token\nsecond-token\n")
+    running = serve(toys.text, rest_api_port=-1, bearer_tokens_file=tokens, model_name="m")
+    body = {"instances": ["a"]}
+    assert call(running, "/v1/models/m:predict", body) == (401, {"error": "A valid bearer token is required"})
+    assert call(running, "/v1/models/m:predict", body, headers={"Authorization": "Bearer first"})[0] == 401
+    assert call(running, "/v1/models/m:predict", body, headers={"Authorization": "Bearer second-token"})[0] == 200
+    with Client(running.target, "m") as client, pytest.raises(AuthenticationError):
+        client.predict(["a"])
+    with Client(running.target, "m", token="first-token") as client:
+        assert client.predict(["a"])[0].label == "short"
