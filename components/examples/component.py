@@ -23,8 +23,8 @@ from components import progress
 from components.config import DataConfig
 from components.errors import DataError
 from components.examples import ingest, outcome
-from components.examples.driver import ContentDriver
-from components.examples.files import InputFile
+from components.examples.driver import ContentDriver, matching_files
+from components.examples.files import ITEM_BYTES, InputFile
 from components.examples.rows import RowSpec
 
 pb: Any = example_gen_pb2  # generated code: mypy sees no messages in it
@@ -76,6 +76,8 @@ def row_spec(config: dict[str, Any]) -> RowSpec:
 class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
     """Reads the files of each split and writes an Examples artifact with a report and the dead letters."""
 
+    item_bytes = ITEM_BYTES
+
     def Do(self, input_dict, output_dict, exec_properties) -> None:
         """Runs the ingestion.
 
@@ -105,6 +107,7 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
             output=artifact.uri,
             work=FileSystems.join(artifact.uri, ".work"),
             hash_split=tuple((split, share) for split, share in config["hash_split"]),
+            item_bytes=self.item_bytes,
         )
         ingest.make_folder(ingestion.work)
         inputs = find_inputs(exec_properties["input_base"], input_config)
@@ -134,7 +137,7 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
         with self._make_beam_pipeline() as pipeline:
             ingest.ingest(pipeline, ingestion, inputs)
         found = outcome.collect(ingestion, inputs, names)
-        shared = outcome.count_leaks(ingestion, found)
+        shared = outcome.count_leaks(found)
         leaked = b"".join(hashes for pair, hashes in shared.items() if "train" in pair)
         if not (config["drop_leaked"] and leaked):
             return found
@@ -143,7 +146,9 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
         with ingest.writing(path, ingestion.work) as stream:
             stream.write(leaked)
         again = [item for item in found.items if item.file.split in ("train", "all")]
-        fileio.rmtree(FileSystems.join(ingestion.output, "Split-train"))
+        # What is written anew must be gone first: an item whose rows are all dropped writes no shard.
+        for split in names if config["hash_split"] else ["train"]:
+            fileio.rmtree(FileSystems.join(ingestion.output, f"Split-{split}"))
         with self._make_beam_pipeline() as pipeline:
             ingest.ingest_again(pipeline, dataclasses.replace(ingestion, dropped_hashes=path), again)
         cleaned = outcome.collect(ingestion, inputs, names)
@@ -211,8 +216,7 @@ def find_inputs(input_base: str, input_config: Any) -> list[InputFile]:
     inputs: list[InputFile] = []
     owners: dict[str, str] = {}
     for split in input_config.splits:
-        paths = sorted(str(path) for path in fileio.glob(os.path.join(input_base, split.pattern)))
-        paths = [path for path in paths if not fileio.isdir(path)]
+        paths = matching_files(input_base, split.pattern)
         if not paths:
             raise DataError(f"data.splits.{split.name}: no file matches {split.pattern!r} in {input_base}")
         for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import os
@@ -12,6 +13,13 @@ from tfx.dsl.io import fileio
 
 from components.errors import DataError
 from components.examples.files import sha256_file
+
+
+def matching_files(base: str, pattern: str) -> list[str]:
+    """The files under `base` that match a glob, sorted; a bracket in `base` itself is no part of the glob."""
+    folder = base if "://" in base else glob.escape(base)
+    found = sorted(str(path) for path in fileio.glob(os.path.join(folder, pattern)))
+    return [path for path in found if not fileio.isdir(path)]
 
 
 class ContentInputProcessor(input_processor.FileBasedInputProcessor):
@@ -39,12 +47,12 @@ class ContentInputProcessor(input_processor.FileBasedInputProcessor):
     def get_pattern_for_span_version(self, pattern: str, span: int, version: int | None) -> str:
         """The pattern with its span and version filled in, with as many leading zeros as the folders have."""
         filled = super().get_pattern_for_span_version(pattern, span, version)
-        if "{" not in pattern or fileio.glob(os.path.join(self._input_base_uri, filled)):
+        if "{" not in pattern or matching_files(self._input_base_uri, filled):
             return filled
         for zeros, more in itertools.product(range(1, 11), repeat=2):
             padded = pattern.replace("{SPAN}", str(span).zfill(zeros))
             padded = padded.replace("{VERSION}", str(version).zfill(more))
-            if fileio.glob(os.path.join(self._input_base_uri, padded)):
+            if matching_files(self._input_base_uri, padded):
                 return padded
         return filled
 
@@ -53,10 +61,7 @@ class ContentInputProcessor(input_processor.FileBasedInputProcessor):
         count = size = 0
         for split in self._splits:
             pattern = self.get_pattern_for_span_version(split.pattern, span, version)
-            found = fileio.glob(os.path.join(self._input_base_uri, pattern))
-            for path in sorted(str(path) for path in found):
-                if fileio.isdir(path):
-                    continue
+            for path in matching_files(self._input_base_uri, pattern):
                 name = os.path.relpath(path, self._input_base_uri)
                 content, length = sha256_file(path, name)
                 digest.update(f"{split.name}\0{name}\0{content}\n".encode())

@@ -1,6 +1,6 @@
 """Files → work items → rows. An item is a range of one file that a worker reads on its own.
 
-Files are opened through Beam's file systems, so gs://, s3:// and hdfs:// work where Beam has their packages.
+Files are opened through Beam's file systems, so gs:// works where Beam's gcp extra is installed.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def _head(stream: BinaryIO, file: InputFile, spec: RowSpec) -> tuple[int, int, t
     head = stream.read(4)
     parse.check_encoding(head, file.name)
     start = len(parse.BOM) if head.startswith(parse.BOM) else 0
-    if spec.format == "pubmed_rct" and spec.slices:
-        parse.check_columns(("id", "label", "text"), spec, file.name)
+    if spec.format == "pubmed_rct":
+        parse.check_columns(parse.RCT_COLUMNS, spec, file.name)
     if spec.format not in parse.HEADED:
         return start, 1, ()
     stream.seek(start)

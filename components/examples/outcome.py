@@ -29,6 +29,8 @@ class Outcome:
     bad: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     files: list[dict[str, Any]] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)  # paths, in the order of the files
+    hashes: dict[str, list[str]] = field(default_factory=dict)  # paths, by split
     items: list[Item] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
 
@@ -60,16 +62,21 @@ def collect(ingestion: Ingestion, inputs: Iterable[InputFile], split_names: Sequ
             if "error" in summary:
                 raise DataError(summary["error"])
         _check_keys(file, summaries)
-        _add_file(outcome, file, plan, summaries)
+        _add_file(ingestion, outcome, file, plan, summaries)
     return outcome
 
 
-def _add_file(outcome: Outcome, file: InputFile, plan: FilePlan, summaries: list[dict[str, Any]]) -> None:
+def _add_file(
+    ingestion: Ingestion, outcome: Outcome, file: InputFile, plan: FilePlan, summaries: list[dict[str, Any]]
+) -> None:
     rows = bad = 0
-    for summary in summaries:
+    for item, summary in zip(plan.items, summaries, strict=True):
         for split, count in summary["rows"].items():
             outcome.splits[split] += count
             outcome.labels[split].update(summary["labels"][split])
+            outcome.hashes.setdefault(split, []).append(ingestion.path(f"hashes-{split}", file.index, item.part))
+        if summary["bad"]:
+            outcome.dead_letters.append(ingestion.path("dead", file.index, item.part))
         outcome.bad.update(summary["bad"])
         outcome.dropped.update(summary["dropped"])
         rows += sum(summary["rows"].values()) + sum(summary["dropped"].values())
@@ -128,15 +135,9 @@ def check_splits(outcome: Outcome) -> None:
         raise DataError(f"split {split} is empty: {why}")
 
 
-def count_leaks(ingestion: Ingestion, outcome: Outcome) -> dict[tuple[str, str], bytes]:
+def count_leaks(outcome: Outcome) -> dict[tuple[str, str], bytes]:
     """Counts the texts that stand in two splits, into `outcome`; returns their hashes by pair of splits."""
-    # Not every item has rows of every split; what exists is listed once, for a remote folder is slow to ask.
-    pattern = FileSystems.join(ingestion.work, "hashes-*")
-    found = [entry.path for entry in FileSystems.match([pattern])[0].metadata_list]
-    by_split = {
-        split: sorted(path for path in found if FileSystems.split(path)[1].startswith(f"hashes-{split}-"))
-        for split in outcome.splits
-    }
+    by_split = {split: outcome.hashes.get(split, []) for split in outcome.splits}
     outcome.leaks, shared = find_leaks(by_split, read_bytes, outcome.rows)
     return shared
 
@@ -174,10 +175,8 @@ def write_results(ingestion: Ingestion, outcome: Outcome, report: dict[str, Any]
     if not outcome.bad:
         return
     with writing(FileSystems.join(folder, DEAD_LETTERS), ingestion.work, private=True) as stream:
-        for item in outcome.items:
-            path = ingestion.path("dead", item.file.index, item.part)
-            if FileSystems.exists(path):
-                stream.write(read_bytes(path))
+        for path in outcome.dead_letters:
+            stream.write(read_bytes(path))
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ Line = tuple[int, int, bytes]  # offset in the file, 1-based number, the line wi
 BOM = b"\xef\xbb\xbf"
 HEADED = ("csv", "tsv")  # formats whose first line names the columns
 _HEADING = b"###"
-_RCT_COLUMNS = ("id", "label", "text")
+RCT_COLUMNS = ("id", "label", "text")
 
 # RFC 4180. Possessive quantifiers: no backtracking, so every match is linear in the length of the line.
 _FIELD = rb'(?:"(?:[^"]++|"")*+"|[^",\n]*+)'
@@ -149,7 +149,7 @@ class Reader:
         self.unseen = set(spec.columns) if spec.format == "jsonl" else set()
         self.objects = 0
         self.keys: tuple[str, ...] = ()
-        self._layout = _layout(spec, _RCT_COLUMNS if spec.format == "pubmed_rct" else columns)
+        self._layout = _layout(spec, RCT_COLUMNS if spec.format == "pubmed_rct" else columns)
 
     def records(self, lines: Iterable[Line]) -> Iterator[Record]:
         """The records that `lines` hold, in order."""

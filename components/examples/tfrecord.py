@@ -52,7 +52,7 @@ def encode_example(features: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
     Args:
       features: name and values of each bytes feature. No values: a present, empty list (not a missing feature).
     """
-    parts = []
+    parts: list[bytes] = []
     for name, values in features:
         if len(values) == 1:
             parts += _before_value(name, len(values[0])), values[0]

@@ -407,7 +407,7 @@ def test_counts_are_reported_and_no_text_is_logged(tmp_path, caplog):
 
 
 def test_many_items_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch, sections):
-    monkeypatch.setattr(ingest.Ingestion.__init__, "__defaults__", ((), 100_000, None))
+    monkeypatch.setattr(TextExampleGenExecutor, "item_bytes", 100_000)
     found = run(tmp_path, section_data(SHIPPED))
     assert len(found.shards()) > 30
     for split in CSV_SPLITS:
@@ -417,7 +417,7 @@ def test_many_items_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest.Ingestion.__init__, "__defaults__", ((), 200_000, None))
+    monkeypatch.setattr(TextExampleGenExecutor, "item_bytes", 200_000)
     data = section_data(SHIPPED, neighbours=True, drop_leaked=True)
     alone = run(tmp_path / "1", data)
     arguments = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", NO_PACKING)
@@ -489,6 +489,11 @@ def test_splits_of_different_newest_spans_are_an_error(tmp_path):
     (folder / "span-2" / "v1" / "eval.csv").unlink()
     with pytest.raises(DataError, match=r"^data\.splits in .*: Latest span should be the same for each split"):
         run(tmp_path, config(folder, SPANS))
+
+
+def test_folder_may_have_brackets_in_its_name(tmp_path):
+    folder = write(tmp_path / "in [1]", train=["1,a,METHODS", "1,x,OTHER"], eval=["2,b,METHODS"])
+    assert run(tmp_path / "out [1]", config(folder, max_bad_share=1)).texts("train") == ["a"]
 
 
 def test_pattern_without_a_file_is_an_error(tmp_path):

@@ -71,7 +71,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_rows_are_the_same_wherever_a_file_is_cut(file, format, data):
     head, line = FORMATS[format]
@@ -148,9 +148,10 @@ def test_missing_file_is_one_clear_error(tmp_path):
     assert str(caught.value) == "none: cannot be read (No such file or directory)"
 
 
-def test_pubmed_rct_has_no_columns_to_slice_by(file):
+@pytest.mark.parametrize("columns", [{"slices": ("year",)}, {"text_pair": "year"}])
+def test_pubmed_rct_has_no_further_columns(file, columns):
     with pytest.raises(DataError, match=r"^file: the column 'year' is missing; columns found: 'id', 'label', 'text'"):
-        plan_file(file(b"###1\n"), spec("pubmed_rct", slices=("year",)))
+        plan_file(file(b"###1\n"), spec("pubmed_rct", **columns))
 
 
 # Parquet
@@ -162,7 +163,7 @@ def parquet(file, columns, **options):
     return file(stream.getvalue())
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip), max_size=30),
     st.integers(1, 10),

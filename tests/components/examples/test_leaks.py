@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.examples.leaks import HASH_BYTES, Leak, find_leaks, sorted_hashes, text_hash
@@ -15,6 +15,7 @@ def leaks_of(splits, rows_at_once):
     return find_leaks(files, content.__getitem__, rows, rows_at_once)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10))
 def test_shared_texts_and_their_rows_are_counted_by_pair(rows_at_once):
     splits = {"train": [b"a", b"b", b"a", b"c", b"d"], "eval": [b"e", b"a", b"c", b"c"], "test": [b"d", b"f"]}

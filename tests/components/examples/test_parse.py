@@ -326,6 +326,7 @@ def texts(without="\0"):
 TABLES = st.lists(st.tuples(texts(), texts(), st.sampled_from(["METHODS", "RESULTS"])), max_size=20)
 
 
+@settings(deadline=None)
 @given(TABLES, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]), st.booleans())
 def test_whatever_csv_writes_comes_back_exactly(table, quoting, bom):
     stream = io.StringIO(newline="")
@@ -334,6 +335,7 @@ def test_whatever_csv_writes_comes_back_exactly(table, quoting, bom):
     assert [(row.id.decode(), row.text.decode(), row.labels[0].decode()) for row in rows] == table
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(texts(without="\0\t\n\r"), st.sampled_from(["METHODS", "RESULTS"]))))
 def test_whatever_is_joined_by_tabs_comes_back_exactly(table):
     data = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in table)
@@ -341,6 +343,7 @@ def test_whatever_is_joined_by_tabs_comes_back_exactly(table):
     assert [(row.text.decode(), row.labels[0].decode()) for row in rows] == table
 
 
+@settings(deadline=None)
 @given(TABLES, st.booleans())
 def test_whatever_json_writes_comes_back_exactly(table, ensure_ascii):
     lines = [
@@ -351,6 +354,7 @@ def test_whatever_json_writes_comes_back_exactly(table, ensure_ascii):
     assert [(row.id.decode(), row.text.decode(), row.labels[0].decode()) for row in rows] == table
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.sampled_from(["METHODS", "RESULTS"]), texts(without="\0\n\r")), max_size=5)))
 def test_whatever_stands_in_pubmed_rct_form_comes_back_exactly(documents):
     data = "".join(
@@ -367,7 +371,7 @@ WHOLE_ROWS = [b"1,t,METHODS\n", b'2,"u,v",RESULTS\n']
 PIECES = st.sampled_from([b'"', b'""', b",", b"\n", b"\r\n", b"\r", b"a", b"\xff", b" ", b"\0", *WHOLE_ROWS])
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(PIECES).map(b"".join))
 @example(b'"' + b"1,t,METHODS\n" * 3)
 def test_every_line_of_a_broken_csv_file_is_in_exactly_one_row(data):

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.examples.rows import Row, RowSpec
@@ -14,6 +14,7 @@ def decoded(data):
     return {name: list(feature.bytes_list.value) for name, feature in features.items()}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.lists(st.binary(), max_size=3)))
 def test_tensorflow_reads_what_is_encoded(features):
     data = encode_example((name.encode(), values) for name, values in features.items())
