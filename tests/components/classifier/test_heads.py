@@ -1,0 +1,207 @@
+"""Every head: against NumPy written text by text, and the same answer however a batch is put together."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from components.classifier.heads import Head
+from components.classifier.model import build_classifier, probabilities
+from components.config import HeadConfig
+from components.encoder.config import BertGeometry
+
+KINDS = ("flatten", "stacked", "global_max", "multi_width", "attention", "cls")
+GEOMETRY = BertGeometry(
+    vocab_size=30,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=24,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+    initializer_range=0.5,
+)
+RNG = np.random.default_rng(2)
+# The shortest is [CLS] [SEP] alone, shorter than most filters.
+TEXTS = [RNG.integers(0, 30, length).astype(np.int32) for length in (2, 3, 24, 5, 2, 11, 7, 24)]
+
+
+def packed(texts, pairs):
+    batch = {
+        "ids": np.concatenate(texts),
+        "row_lengths": np.array([len(text) for text in texts], np.int32),
+    }
+    if pairs:
+        batch["segments"] = np.concatenate([(np.arange(len(t)) >= len(t) // 2).astype(np.int32) for t in texts])
+    return batch
+
+
+def classifier(kind, pairs, **settings):
+    config = HeadConfig(kind=kind, widths=(2, 3, 4, 5), filters=(3, 4, 5, 6), dropout=0.0, dense_units=4, **settings)
+    model = build_classifier(GEOMETRY, config, "multiclass", 3, pairs, max_length=24)
+    for variable in model.trainable_weights:  # no bias stays 0, no gamma 1
+        variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.05))
+    return model
+
+
+@cache
+def model_and_answers(kind, pairs):
+    model = classifier(kind, pairs)
+    return model, np.concatenate([ops.convert_to_numpy(model(packed([text], pairs))) for text in TEXTS])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
+    model, expected = model_and_answers(kind, pairs)
+    order = data.draw(st.permutations(range(len(TEXTS))))
+    cut = data.draw(st.integers(1, len(TEXTS) - 1))
+    for group in (order[:cut], order[cut:]):
+        found = ops.convert_to_numpy(model(packed([TEXTS[n] for n in group], pairs)))
+        np.testing.assert_allclose(found, expected[group], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_statistics_do_not_depend_on_the_order(kind, pairs):
+    model = classifier(kind, pairs, batch_norm=kind != "cls")
+    start = [variable.numpy() for variable in model.weights]
+    first = ops.convert_to_numpy(model(packed(TEXTS, pairs), training=True))
+    statistics = [variable.numpy() for variable in model.weights]
+    for variable, value in zip(model.weights, start, strict=True):
+        variable.assign(value)
+    order = [5, 2, 0, 7, 1, 3, 6, 4]
+    second = ops.convert_to_numpy(model(packed([TEXTS[n] for n in order], pairs), training=True))
+    np.testing.assert_allclose(second, first[order], rtol=0, atol=1e-5)
+    for variable, value in zip(model.weights, statistics, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=0, atol=1e-5)
+
+
+def test_batch_statistics_are_over_real_tokens_alone():
+    head = Head(HeadConfig(kind="stacked", widths=(1,), filters=(2,), dropout=0.0), pairs=False, max_length=8)
+    hidden = np.array([[1.0], [2.0], [6.0]], np.float32)
+    batch = {"ids": np.zeros(3, np.int32), "row_lengths": np.array([2, 1], np.int32)}
+    head(hidden, batch)
+    convolution, normalisation = head.stages[0], head.norms[0]
+    convolution.kernels[0].assign([[1.0, -1.0]])
+    head(hidden, batch, training=True)
+    np.testing.assert_allclose(normalisation.moving_mean.numpy(), [0.3, -0.3], rtol=1e-6)  # 0.9 × 0 + 0.1 × ±3
+    np.testing.assert_allclose(normalisation.moving_variance.numpy(), [0.9 + 14 / 30] * 2, rtol=1e-5)
+
+
+def convolved(x, kernel, bias, width):
+    """'Same' convolution of one text with zeros beyond its ends, and ReLU: [tokens, filters]."""
+    left = (width - 1) // 2
+    spread = np.pad(x, [[left, width // 2], [0, 0]])
+    windows = np.stack([spread[t : t + width].reshape(-1) for t in range(len(x))])
+    return np.maximum(windows @ kernel + bias, 0)
+
+
+def reference(head, x, segments):
+    config = head.config
+    if config.kind in ("multi_width", "attention"):
+        stage = head.stages[0]
+        parameters = zip(stage.kernels, stage.biases, stage.widths, strict=True)
+        features = np.concatenate([convolved(x, k.numpy(), b.numpy(), w) for k, b, w in parameters], -1)
+    else:
+        features = x
+        for stage in head.stages:
+            features = convolved(features, stage.kernels[0].numpy(), stage.biases[0].numpy(), stage.widths[0])
+    if config.kind == "flatten":
+        block = np.zeros((-(-head.max_length // 2) * 2, features.shape[1]))
+        kept = features[: head.max_length]
+        block[: len(kept)] = kept
+        return block.reshape(-1, 2, features.shape[1]).max(1).reshape(-1)
+    groups = [features[segments == s] for s in (0, 1)] if head.by_segment else [features]
+    if config.kind == "attention":
+        pooled = []
+        for group in groups:
+            inner = np.tanh(group @ head.hidden_score.kernel.numpy() + head.hidden_score.bias.numpy())
+            weight = np.exp(inner @ head.score.kernel.numpy())
+            pooled.append((group * weight / weight.sum()).sum(0))
+        return np.concatenate(pooled)
+    return np.concatenate([group.max(0) for group in groups])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
+def test_features_are_those_of_a_text_by_text_computation(kind, pairs):
+    config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
+    head = Head(config, pairs=pairs, max_length=9)
+    batch = packed(TEXTS, True)
+    hidden = RNG.normal(size=(len(batch["ids"]), 8)).astype(np.float32)
+    head(hidden, batch)
+    for variable in head.weights:
+        variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.2))
+    found = ops.convert_to_numpy(head(hidden, batch))
+    ends = np.cumsum(batch["row_lengths"])[:-1]
+    expected = [
+        reference(head, x.astype(np.float64), s)
+        for x, s in zip(np.split(hidden, ends), np.split(batch["segments"], ends), strict=True)
+    ]
+    np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_cls_takes_the_first_token_of_each_text():
+    head = Head(HeadConfig(kind="cls"), pairs=False, max_length=9)
+    hidden = np.arange(6, dtype=np.float32)[:, None]
+    found = head(hidden, {"ids": np.zeros(6, np.int32), "row_lengths": np.array([2, 3, 1], np.int32)})
+    assert ops.convert_to_numpy(found).tolist() == [[0], [2], [5]]
+
+
+@pytest.mark.parametrize("kind", ["multi_width", "attention"])
+def test_an_empty_second_segment_pools_to_zero(kind):
+    head = Head(HeadConfig(kind=kind, widths=(1,), filters=(3,)), pairs=True, max_length=9)
+    batch = packed([TEXTS[1]], False) | {"segments": np.zeros(3, np.int32)}
+    found = ops.convert_to_numpy(head(RNG.normal(size=(3, 8)).astype(np.float32), batch))
+    assert found[0, 3:].tolist() == [0, 0, 0]
+
+
+def test_filters_that_only_find_negatives_pool_to_zero():
+    head = Head(HeadConfig(kind="multi_width", widths=(1,), filters=(2,)), pairs=False, max_length=9)
+    batch = packed([TEXTS[1]], False)
+    head(np.ones((3, 8), np.float32), batch)
+    head.stages[0].kernels[0].assign(-np.ones((8, 2)))
+    assert ops.convert_to_numpy(head(np.ones((3, 8), np.float32), batch)).tolist() == [[0, 0]]
+
+
+def test_one_number_of_filters_serves_all_widths():
+    model = build_classifier(GEOMETRY, HeadConfig(widths=(2, 3), filters=(7,)), "multiclass", 3)
+    assert [kernel.shape for kernel in model.head.stages[0].kernels] == [(16, 7), (24, 7)]
+
+
+def test_l2_adds_a_loss_for_kernels_alone():
+    model = build_classifier(
+        GEOMETRY, HeadConfig(kind="multi_width", widths=(2,), filters=(3,), l2=0.1), "multiclass", 3
+    )
+    kernels = [model.head.stages[0].kernels[0], model.output_dense.kernel]
+    expected = sum(0.1 * np.square(kernel.numpy()).sum() for kernel in kernels)
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "labels", "outputs"), [("binary", 2, 1), ("multiclass", 4, 4), ("multilabel", 4, 4)])
+def test_outputs_by_task(task, labels, outputs):
+    model = build_classifier(GEOMETRY, HeadConfig(filters=(3,)), task, labels)
+    assert model(packed(TEXTS, False)).shape == (8, outputs)
+
+
+def test_probabilities_of_known_logits():
+    p = 1 / (1 + np.exp(-2.0))
+    found = ops.convert_to_numpy(probabilities(np.array([[2.0]], np.float32), "binary"))
+    np.testing.assert_allclose(found, [[1 - p, p]], rtol=1e-6)
+    found = ops.convert_to_numpy(probabilities(np.array([[2.0, 0.0]], np.float32), "multilabel"))
+    np.testing.assert_allclose(found, [[p, 0.5]], rtol=1e-6)
+    found = ops.convert_to_numpy(probabilities(np.log([[1.0, 3.0]]).astype(np.float32), "multiclass"))
+    np.testing.assert_allclose(found, [[0.25, 0.75]], rtol=1e-6)
+
+
+def test_a_frozen_encoder_leaves_only_the_head_to_train():
+    model = build_classifier(GEOMETRY, HeadConfig(filters=(3,)), "multiclass", 3, encoder_trainable=False)
+    assert all("encoder" not in variable.path for variable in model.trainable_variables)
+    assert len(model.trainable_variables) == 10
