@@ -48,6 +48,7 @@ class ServerCore:
         self._labels: dict[str, dict[str, int]] = {}
         self._config = config_pb.ModelServerConfig()
         self._reload = threading.Lock()
+        # Told of each new configuration before it is taken over; a StatusError refuses it.
         self.on_config: list[Callable[[config_pb.ModelServerConfig], None]] = []
 
     def model_names(self) -> list[str]:
@@ -83,10 +84,10 @@ class ServerCore:
             labels = self._new_labels(config)
             old_names = set(self.model_names())
             first = old_kind is None
+            for listener in self.on_config:
+                listener(config)  # may still refuse
             self._config = config_pb.ModelServerConfig.FromString(config.SerializeToString())
             self._labels = labels
-            for listener in self.on_config:
-                listener(self._config)
             models = config.model_config_list.config
             empty = self._source.set_targets([configs.target(m) for m in models])
             new = [m.name for m in models if m.name not in old_names]

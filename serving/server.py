@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from serving.http_server import HttpServer
     from serving.loader import Runner, SavedModelLoader
     from serving.metrics import Metrics
+    from serving.request_log import RequestLog
     from serving.service import InferenceService
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ModelServer:
         self._core: ServerCore | None = None
         self._grpc: grpc.Server | None = None
         self._rest: HttpServer | None = None
+        self._request_log: RequestLog | None = None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -64,6 +66,7 @@ class ModelServer:
         from serving.manager import LoadOptions, Manager, VersionStatus
         from serving.metrics import Metrics
         from serving.policy import State
+        from serving.request_log import RequestLog
         from serving.service import InferenceService
 
         flags = self._flags
@@ -99,6 +102,8 @@ class ModelServer:
         self._core = core = ServerCore(
             manager, flags.file_system_poll_wait_seconds, flags.allow_version_labels_for_unavailable_models
         )
+        self._request_log = RequestLog(metrics)
+        core.on_config.append(self._request_log.configure)
         try:
             core.reload_config(model_config, stop=self.stopping)
         except StatusError as error:
@@ -110,6 +115,7 @@ class ModelServer:
             metrics,
             inference.Options(flags.enable_signature_method_name_check, flags.enable_serialization_as_tensor_content),
             {"GRPC": flags.grpc_max_threads},  # REST has its own threads, and bounds what waits for them
+            self._request_log.log,
         )
         self._grpc = rpc.make_server(
             service, self._health, flags.grpc_max_threads, flags.max_message_bytes, arguments, tokens
@@ -241,6 +247,8 @@ class ModelServer:
             thread.join()
         if self._core is not None:
             self._core.stop(drain)
+        if self._request_log is not None:
+            self._request_log.close()
 
 
 def _bracketed(host: str) -> str:
