@@ -1,0 +1,155 @@
+"""The sections of the configuration that say when to retrain and what follows; pydantic alone, so that it is light."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from components.config import Seconds, Section, Share
+
+Event = Literal["pushed", "refused", "failed", "rolled_back", "drift"]
+EVENTS: tuple[Event, ...] = ("pushed", "refused", "failed", "rolled_back", "drift")
+# A span by its number; a date stands for the span that is numbered YYYYMMDD.
+SpanOrDate = Annotated[int, Field(ge=0)] | datetime.date
+_QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+
+class WindowConfig(Section):
+    """Which spans a run learns from. They are counted among those that are there, without regard to gaps."""
+
+    last: PositiveInt | Literal["all"] = 1  # that many of the newest
+    since: SpanOrDate | None = None  # none before
+    until: SpanOrDate | None = None  # none after
+    exclude: tuple[Annotated[int, Field(ge=0)], ...] = ()  # never these
+    evaluate_newest: bool = False  # the newest span is evaluated on, whole, and the ones before are learned from
+
+    @field_validator("since", "until", mode="before")
+    @classmethod
+    def _number_before_date(cls, value: object) -> object:
+        # pydantic would take a number for seconds since 1970
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @model_validator(mode="after")
+    def _window_is_not_empty(self) -> WindowConfig:
+        if self.since is not None and self.until is not None and span_number(self.since) > span_number(self.until):
+            raise ValueError("since: comes after until, so the window would be empty")
+        if self.evaluate_newest and self.last == 1:
+            raise ValueError("evaluate_newest: needs last = 2 or more; one span is evaluated on, the rest learned from")
+        return self
+
+
+class ScheduleConfig(Section):
+    """When to retrain: at the times of `cron`, or on a new span, or on a measurement out of bounds, or any of them."""
+
+    cron: str | None = None  # five fields, read as Debian's cron does: minute hour day month weekday (0 = Sunday)
+    on_new_span: bool = False  # a span that is new, or a new version of one, or one whose files changed
+    drift: PositiveFloat | None = None  # of the newest span against the training window, by TFDV; above it: run
+    serving_drift: PositiveFloat | None = None  # of the sampled serving logs against the training window
+    min_score: Share | None = None  # of the live model on the newest span's labels; below it: run
+    score_metric: Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1"] = "macro_f1"
+    score_rows: PositiveInt = 2000  # rows of the newest span that the live model is scored on
+    measure_every_s: Seconds = 3600.0  # how often at most drift and score are measured
+
+    time_zone: str = "UTC"  # of cron, quiet hours and the day of max_runs_a_day
+    jitter_s: Annotated[int, Field(ge=0, le=86400)] = 0  # a due time is put off by up to this, the same each time
+    quiet_hours: tuple[str, ...] = ()  # "22:00-06:00": nothing starts then; what is due runs after
+    min_pause_s: NonNegativeFloat = 0.0  # from the end of a run to the start of the next
+    max_runs_a_day: PositiveInt | None = None  # by the calendar day
+
+    first_span: Annotated[int, Field(ge=0)] | None = None  # None: after the live version's, or the newest there is
+    backlog: Literal["each", "newest"] = "each"  # several new spans: one run each, in order, or one for the newest
+    settle_s: NonNegativeFloat = 30.0  # a span's files must have been left alone that long
+    attempts: PositiveInt = 3  # of a run that was killed, or failed by no fault of its data
+    retry_after_s: NonNegativeFloat = 300.0
+    run_timeout_s: Seconds | None = None  # a run that takes longer is ended, and tried again
+    poll_s: Seconds = 60.0  # how often to look
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_is_valid(cls, value: str | None) -> str | None:
+        if value is not None:
+            from pipeline.retraining.cron import check
+
+            check(value)
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_is_known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("is not a time zone; use a name such as Europe/Berlin or UTC") from None
+        return value
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _hours_are_valid(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if not _QUIET.fullmatch(item):
+                raise ValueError(f"{item!r}: write HH:MM-HH:MM, for example 22:00-06:00")
+            if item[:5] == item[6:]:
+                raise ValueError(f"{item!r}: starts and ends at the same time")
+        return value
+
+    @property
+    def any_trigger(self) -> bool:
+        """Whether anything can ever start a run."""
+        bounds = (self.cron, self.drift, self.serving_drift, self.min_score)
+        return self.on_new_span or any(bound is not None for bound in bounds)
+
+
+class RetentionConfig(Section):
+    """What stays on disk. Metadata and what a served or kept version was made of always do."""
+
+    keep_runs: PositiveInt | None = 10  # artifacts of that many of the latest runs; None: all
+    keep_days: PositiveFloat | None = None  # and of all runs of the last days
+    keep_backups: PositiveInt = 7  # copies of the metadata database
+    min_free_mb: Annotated[int, Field(ge=0)] = 512  # a run starts only where that much is free
+
+
+class NotifyConfig(Section):
+    """Who is told. The body is JSON, on the command's standard input and as the webhook's content."""
+
+    events: tuple[Event, ...] = EVENTS
+    command: tuple[str, ...] = ()  # program and arguments
+    webhook: str | None = None  # http:// or https://
+    secret_file: Path | None = None  # signs the webhook's body: X-Signature-256: sha256=<HMAC>
+    timeout_s: Seconds = 10.0
+    attempts: PositiveInt = 5
+
+    @field_validator("webhook")
+    @classmethod
+    def _address_is_http(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("is not an http:// or https:// address")
+        return value
+
+    @model_validator(mode="after")
+    def _webhook_is_signed(self) -> NotifyConfig:
+        if self.webhook is not None and self.secret_file is None:
+            raise ValueError("webhook: name the file that holds the signing secret in secret_file")
+        return self
+
+
+class WatchConfig(Section):
+    """The model server after a push: how long it is watched and what has a version rolled back."""
+
+    target: str | None = None  # host:port of its gRPC API; None: nothing is watched
+    metrics_url: str | None = None  # e.g. http://host:8501/monitoring/prometheus/metrics; None: status alone
+    watch_s: Seconds = 600.0
+    poll_s: Seconds = 5.0
+    load_timeout_s: Seconds = 300.0  # until the server has loaded the version
+    max_error_share: Share = 0.01  # of the requests since the version was loaded
+    max_latency_ms: PositiveFloat | None = None  # mean of the requests since then
+    min_requests: PositiveInt = 20  # before that many, neither bound is judged
+
+
+def span_number(value: SpanOrDate) -> int:
+    """The number of a span that may be given by its date."""
+    return int(value.strftime("%Y%m%d")) if isinstance(value, datetime.date) else value
