@@ -20,7 +20,7 @@ from components.transform.unicode_table import (
     RULES_FILE,
     SPACE,
     UnicodeRules,
-    _hangul_decompositions,
+    hangul_decompositions,
     runs,
 )
 
@@ -88,7 +88,7 @@ def format_rules(rules: UnicodeRules) -> str:
 
 
 def _format_fold(fold: dict[int, tuple[int, ...]]) -> Iterator[str]:
-    hangul = dict(_hangul_decompositions())
+    hangul = dict(hangul_decompositions())
     entries = sorted((key, value) for key, value in fold.items() if hangul.get(key) != value)
     start = 0
     for end in range(1, len(entries) + 1):

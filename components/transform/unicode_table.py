@@ -4,6 +4,7 @@ The rules stand in `unicode_rules.txt`, written by `python -m components.transfo
 installed tokenisers about every code point. A test derives them anew and compares.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ class UnicodeRules:
 def load_rules() -> UnicodeRules:
     """Reads `unicode_rules.txt`; the arrays are shared and read-only."""
     reference = np.full(CODE_POINTS, LETTER, np.uint8)
-    fold = dict(_hangul_decompositions())
+    fold = dict(hangul_decompositions())
     engine_lines = []
     for line in RULES_FILE.read_text(encoding="ascii").splitlines():
         if not line or line.startswith("#"):
@@ -61,7 +62,7 @@ def load_rules() -> UnicodeRules:
     return UnicodeRules(reference, engine, fold)
 
 
-def _hangul_decompositions():
+def hangul_decompositions() -> Iterator[tuple[int, tuple[int, ...]]]:
     """Hangul syllables into their two or three jamo (Unicode 3.12, arithmetic decomposition)."""
     for index in range(_HANGUL_COUNT):
         lead, rest = divmod(index, 588)
