@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import PipelineError
+from components.errors import ConfigError, PipelineError
 
 app = typer.Typer(
     name="biobert-cnn",
@@ -174,6 +174,51 @@ def list_versions(config: ConfigPath, set_: Overrides = None, as_json: AsJson = 
     print_versions(_load(config, set_), as_json)
 
 
+@app.command()
+@errors_in_words
+def predict(
+    config: ConfigPath,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; for pairs, text and second segment in turn.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A file of texts instead: CSV, TSV, JSONL, Parquet or lines.")
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="Default: the live version.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts, or the rows of a file, with the pushed model."""
+    from pipeline.predictions import print_file, print_texts
+
+    loaded = _load(config, set_)
+    if (file is None) == (not texts):
+        raise ConfigError("give texts, or --file FILE, and not both")
+    if file is not None:
+        print_file(loaded, file, version)
+    else:
+        print_texts(loaded, list(texts or []), version, as_json)
+
+
+@app.command()
+@errors_in_words
+def score(
+    config: ConfigPath,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A file or a folder, of any size.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder; called again, goes on with what is missing.")
+    ],
+    version: Annotated[int | None, typer.Option(help="Default: the live version.")] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet instead of JSON lines.")] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify a file or a folder of any size with the pushed model, by Beam; resumable."""
+    from pipeline.predictions import score_files
+
+    score_files(_load(config, set_), source, output, version, "parquet" if parquet else "jsonl", as_json)
+
+
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -183,6 +228,14 @@ def serve(context: typer.Context) -> None:
     from serving.server import main as server
 
     raise typer.Exit(server(context.args))
+
+
+@app.command("bench-serve", context_settings=PASS_THROUGH)
+def bench_serve(context: typer.Context) -> None:
+    """Load a model server with requests at a given rate; latencies and errors (`bench-serve --help`)."""
+    from serving.bench import main as bench
+
+    raise typer.Exit(bench(context.args))
 
 
 def main() -> None:

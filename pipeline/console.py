@@ -66,7 +66,7 @@ class StepDisplay:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._epoch = 0
+        self._epoch: tuple[int, str] | None = None  # the newest report of the epoch under way
 
     def __enter__(self) -> StepDisplay:
         self._progress.start()
@@ -85,6 +85,9 @@ class StepDisplay:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+        if self._epoch and not self._console.is_terminal:
+            self._console.print(f"    {self._epoch[1]}", style="dim")
+        self._epoch = None
         mark, style = {"done": ("done", "green"), "cached": ("unchanged", "cyan")}.get(event, ("FAILED", "bold red"))
         self._console.print(f"  [{style}]{step:<20} {mark:<10}[/] {seconds:6.1f} s")
 
@@ -98,9 +101,9 @@ class StepDisplay:
                 self._task, total=float(values["steps"]), completed=float(values["step"]), figures=figures
             )
         epoch = int(values.get("epoch", 0))
-        if not self._console.is_terminal and epoch != self._epoch:
-            self._epoch = epoch
-            self._console.print(f"    {figures}", style="dim")
+        if not self._console.is_terminal and self._epoch and epoch != self._epoch[0]:
+            self._console.print(f"    {self._epoch[1]}", style="dim")
+        self._epoch = (epoch, figures)
 
 
 def _figures(values: dict[str, float | int | str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from components.serving_check.component import ServingCheck
 from components.statistics.component import TextStatisticsGen
 from components.validation.component import DataGate
 from components.validation.previous import PreviousStatisticsStrategy
+from pipeline.beam import beam_arguments
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash
+from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files
 
 
 def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_config_pb2.RangeConfig | None = None):
@@ -148,7 +150,6 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         evaluation=config.evaluation,
         slices=slices,
         pairs=data.has_pairs,
-        code=code_fingerprint("components/evaluation"),
     ).with_id("evaluator")
 
     check = ServingCheck(
@@ -191,28 +192,12 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(config.root / "metadata.sqlite")),
-        beam_pipeline_args=beam_arguments(config),
+        beam_pipeline_args=beam_arguments(config.beam, _input_bytes(config)),
     )
-
-
-def beam_arguments(config: Config) -> list[str]:
-    """Small data stays in this process; large data is spread over workers, each of which imports TensorFlow."""
-    beam = config.beam
-    if beam.pipeline_args:
-        return list(beam.pipeline_args)
-    mode = beam.mode
-    if mode == "auto":
-        mode = "multi_processing" if _input_bytes(config) > beam.parallel_above_mb * 2**20 else "in_memory"
-    workers = beam.workers if mode == "multi_processing" else 1
-    return ["--runner=DirectRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
 
 
 def _input_bytes(config: Config) -> int:
     """Bytes of one span's files (of all files where there are no spans)."""
-    import re
-
-    from pipeline.fingerprint import input_files
-
     sizes: dict[str, int] = {}
     pattern = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
     spans = any("{SPAN}" in glob for glob in config.data.splits.values())

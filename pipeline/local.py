@@ -19,6 +19,7 @@ from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
+from tfx.orchestration.portable.mlmd import execution_lib
 
 from components.errors import PipelineError
 
@@ -99,8 +100,10 @@ def run(
         result.seconds[step] = time.monotonic() - began
         # The launcher makes a temporary folder only for an execution that it really starts.
         ran = info is None or info.tmp_dir
-        if info is not None:
-            result.outputs[step] = {key: list(artifacts) for key, artifacts in info.output_dict.items()}
+        if info is not None and info.execution_id is not None:
+            # From MLMD: what the launcher hands back of a cached execution names folders that were never made.
+            with metadata.Metadata(connection) as handle:
+                result.outputs[step] = dict(execution_lib.get_output_artifacts(handle, info.execution_id))
         listener(step, "done" if ran else "cached", result.seconds[step])
     return result
 

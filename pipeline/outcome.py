@@ -30,16 +30,15 @@ def outcome(outputs: Outputs) -> dict[str, Any]:
             found["status"] = "not_blessed"
             return found
     if "serving_check" in outputs:
-        check = _read(outputs, "serving_check", "blessing", "report.json")
+        check = _read(outputs, "serving_check", "blessing", "report.json") or {}
         found["serving_check"] = check
-        if not outputs["serving_check"]["blessing"][0].get_int_custom_property("blessed"):
+        if not check.get("blessed", False):
             found["status"] = "not_blessed"
             return found
     if "push" in outputs:
-        pushed = outputs["push"]["pushed_model"][0]
-        if pushed.get_int_custom_property("pushed"):
-            destination = pushed.get_string_custom_property("pushed_destination")
-            found.update(status="pushed", version=int(Path(destination).name), model_path=destination)
+        pushed = _read(outputs, "push", "pushed_model", "push.json") or {}
+        if pushed.get("version") is not None:
+            found.update(status="pushed", version=pushed["version"], model_path=pushed["path"])
     return found
 
 

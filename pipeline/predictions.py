@@ -1,0 +1,74 @@
+"""`predict` and `score` on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from components.errors import ConfigError
+from pipeline.config import Config
+
+
+def print_texts(config: Config, texts: list[str], version: int | None, as_json: bool) -> None:
+    """Classifies texts and prints label and probabilities, one text a line or one JSON object.
+
+    Raises:
+      ConfigError: the model takes pairs, and an odd number of texts was given.
+    """
+    from pipeline.predict import predict
+
+    pairs = None
+    if config.data.has_pairs:
+        if len(texts) % 2:
+            raise ConfigError("this model takes pairs: give every text followed by its second segment (or '')")
+        texts, pairs = texts[::2], texts[1::2]
+    found, predictions = predict(config.serving_dir, texts, pairs, version)
+    if as_json:
+        rows = [{"labels": list(item.labels), "probabilities": item.probabilities} for item in predictions]
+        print(json.dumps({"version": found.number, "predictions": rows}))
+        return
+    for item in predictions:
+        ranked = sorted(item.probabilities.items(), key=lambda pair: -pair[1])[:5]
+        print(f"{item.label or '(none)'}\t" + "  ".join(f"{name} {value:.4f}" for name, value in ranked))
+
+
+def print_file(config: Config, file: Path, version: int | None) -> None:
+    """Classifies the rows of a file, in order, one JSON object a line."""
+    from pipeline.predict import predict_file
+
+    for row in predict_file(config.serving_dir, file, config.data, version):
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def score_files(
+    config: Config,
+    source: Path,
+    output: Path,
+    version: int | None,
+    format: Literal["jsonl", "parquet"],
+    as_json: bool,
+) -> None:
+    """Scores files by Beam and prints the manifest's counts."""
+    from pipeline.beam import beam_arguments
+    from pipeline.score import score
+
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) if source.is_dir() else (
+        source.stat().st_size if source.exists() else 0
+    )  # fmt: skip
+    manifest = score(
+        config.serving_dir,
+        source,
+        output,
+        config.data,
+        version=version,
+        format=format,
+        beam_pipeline_args=beam_arguments(config.beam, size),
+    )
+    if as_json:
+        print(json.dumps(manifest))
+        return
+    print(
+        f"{manifest['rows']} rows, {manifest['bad']} bad, version {manifest['version']}, "
+        f"{manifest['seconds']:.1f} s → {manifest['output']}"
+    )
