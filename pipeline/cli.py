@@ -6,6 +6,7 @@ Exit status: 0 pushed or nothing to do, 1 failed, 2 bad usage, 3 not blessed.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -240,6 +241,8 @@ def bench_serve(context: typer.Context) -> None:
 
 def main() -> None:
     """The console script."""
+    # TensorFlow's C++ side writes to the terminal what no user can act on, such as that there is no GPU.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app()
 
 
