@@ -32,24 +32,24 @@ from serving.client import (
 
 # Filler of a sentence's length, for when no file of texts is given.
 _WORDS = tuple(
-    "patients with reduced ejection fraction were randomly assigned to receive the drug or placebo daily".split(" ")
+    [
+        "patients",
+        "with",
+        "reduced",
+        "ejection",
+        "fraction",
+        "were",
+        "randomly",
+        "assigned",
+        "to",
+        "receive",
+        "the",
+        "drug",
+        "or",
+        "placebo",
+        "daily",
+    ]
 )
-    "patients",
-    "with",
-    "reduced",
-    "ejection",
-    "fraction",
-    "were",
-    "randomly",
-    "assigned",
-    "to",
-    "receive",
-    "the",
-    "drug",
-    "or",
-    "placebo",
-    "daily",
-]
 
 
 @dataclass(frozen=True)
