@@ -69,6 +69,7 @@ def run_command(
     to_step: Annotated[str | None, typer.Option("--to", help="Last step to run.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait for another run on the same root.")] = False,
     force: Annotated[bool, typer.Option(help="Run even when nothing has changed.")] = False,
+    trigger: Annotated[str | None, typer.Option(hidden=True, help="What a schedule runs it for.")] = None,
 ) -> None:
     """Run the pipeline: data → validated, gated, served model version."""
     from pipeline import run as runs
@@ -77,10 +78,12 @@ def run_command(
     loaded = _load(config, set_)
     check_steps(from_step, to_step)
     try:
-        record = runs.run(loaded, from_step, to_step, wait, force)
+        record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:
         if as_json:
-            print(json.dumps({"status": "failed", "error": str(error), "step": getattr(error, "step", None)}))
+            kind = getattr(error, "kind", type(error).__name__)
+            step = getattr(error, "step", None)
+            print(json.dumps({"status": "failed", "error": str(error), "error_kind": kind, "step": step}))
         raise
     except Exception as error:
         # A traceback may quote rows of data: it stays out of the terminal, and the log holds it.

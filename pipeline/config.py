@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from components import config as sections
 from components.errors import ConfigError
+from pipeline.retraining import config as retraining
 
 SHIPPED = Path(__file__).parent / "data"
 
@@ -36,6 +37,11 @@ class Config(sections.Section):
     serving: sections.ServingConfig = sections.ServingConfig()
     beam: sections.BeamConfig = sections.BeamConfig()
     paths: sections.PathsConfig = sections.PathsConfig()
+    window: retraining.WindowConfig = retraining.WindowConfig()
+    schedule: retraining.ScheduleConfig = retraining.ScheduleConfig()
+    retention: retraining.RetentionConfig = retraining.RetentionConfig()
+    notify: retraining.NotifyConfig = retraining.NotifyConfig()
+    watch: retraining.WatchConfig = retraining.WatchConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
@@ -70,7 +76,13 @@ class Config(sections.Section):
             raise ValueError("training.class_weights: give a weight for every label, or 'balanced', or 'none'")
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
+        if self.window != retraining.WindowConfig() and "{SPAN}" not in next(iter(self.data.splits.values())):
+            raise ValueError("window: the data has no spans; write {SPAN} in every glob of data.splits")
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """As JSON values, without the sections that decide when to run and whom to tell, and nothing of the result."""
+        return self.model_dump(mode="json", exclude={"schedule", "retention", "notify", "watch"})
 
     @property
     def label_column(self) -> str:
@@ -138,7 +150,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 _INPUT_PATHS = (
     ("data", "input"), ("tokenizer", "vocab"), ("encoder", "config"), ("validation", "schema_file"),
-    ("validation", "serving_logs"),
+    ("validation", "serving_logs"), ("notify", "secret_file"),
 )  # fmt: skip
 
 
@@ -205,6 +217,7 @@ def _check_files(path: Path, config: Config) -> None:
         "tokenizer.vocab": config.vocab_file,
         "encoder.config": config.encoder_config_file,
         "validation.schema_file": config.validation.schema_file,
+        "notify.secret_file": config.notify.secret_file,
     }
     lines = [
         f"  {key}: {value} does not exist" for key, value in wanted.items() if value is not None and not value.exists()

@@ -13,6 +13,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from pipeline import spans
 from pipeline.config import Config
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -65,10 +66,12 @@ class FileHashes:
 
 
 def input_files(config: Config) -> list[Path]:
-    """Every file that a run may read: data of all spans, vocabulary, encoder, schema, serving logs."""
+    """Every file that a run may read: data of the window's spans, vocabulary, encoder, schema, serving logs."""
     found: set[Path] = {config.vocab_file, config.encoder_config_file}
-    for glob in config.data.splits.values():
-        found.update(config.data.input.glob(glob.replace("{SPAN}", "*").replace("{VERSION}", "*")))
+    members = spans.spans_of_run(config.data, config.window)
+    for number, (_, by_split) in spans.find_files(config.data).items():
+        if number in members:
+            found.update(path for paths in by_split.values() for path in paths)
     if config.validation.schema_file is not None:
         found.add(config.validation.schema_file)
     if config.validation.serving_logs is not None:
@@ -103,7 +106,7 @@ def code_fingerprint(*parts: str) -> str:
 def run_fingerprint(config: Config, hashes: FileHashes) -> str:
     """sha256 of all that decides a run's result: configuration, data and code."""
     digest = hashlib.sha256()
-    digest.update(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(json.dumps(config.decisive(), sort_keys=True).encode())
     digest.update(code_fingerprint().encode())
     for file in input_files(config):
         digest.update(f"{file} {hashes.of(file)}\n".encode())

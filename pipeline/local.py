@@ -38,10 +38,11 @@ class Result:
 class StepError(PipelineError):
     """A step failed; the message is the cause's own where the cause is meant for a person."""
 
-    def __init__(self, step: str, message: str, exit_status: int = 1) -> None:
+    def __init__(self, step: str, message: str, exit_status: int = 1, kind: str = "") -> None:
         super().__init__(message)
         self.step = step
         self.exit_status = exit_status
+        self.kind = kind or type(self).__name__  # of the cause: a refusal of the data is no passing trouble
 
 
 def run(
@@ -117,9 +118,11 @@ def explain(step: str, error: BaseException) -> StepError:
         cause = cause.__cause__ or cause.__context__
     for item in chain:
         if isinstance(item, PipelineError):
-            return StepError(step, re.sub(r" \[while running '[^']*'\]$", "", str(item)), item.exit_status)
+            return StepError(
+                step, re.sub(r" \[while running '[^']*'\]$", "", str(item)), item.exit_status, type(item).__name__
+            )
     for item in chain:
         if isinstance(item, OSError) and item.errno is not None:
-            return StepError(step, f"step {step}: {item.strerror}: {item.filename or 'no file named'}")
+            return StepError(step, f"step {step}: {item.strerror}: {item.filename or 'no file named'}", kind="OSError")
     kinds = ", caused by ".join(dict.fromkeys(type(item).__name__ for item in chain))
-    return StepError(step, f"step {step} failed ({kinds})")
+    return StepError(step, f"step {step} failed ({kinds})", kind=type(chain[0]).__name__)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PipelineError
-from pipeline import records
+from pipeline import records, spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, run_fingerprint
 from pipeline.outcome import outcome
@@ -33,7 +33,12 @@ EXIT_STATUS = {"pushed": 0, "unchanged": 0, "partial": 0, "failed": 1, "not_bles
 
 
 def run(
-    config: Config, from_step: str | None = None, to_step: str | None = None, wait: bool = False, force: bool = False
+    config: Config,
+    from_step: str | None = None,
+    to_step: str | None = None,
+    wait: bool = False,
+    force: bool = False,
+    trigger: str | None = None,
 ) -> dict[str, Any]:
     """Runs what has to be run and returns the record of it.
 
@@ -42,6 +47,7 @@ def run(
       from_step, to_step: node ids of `pipeline.graph.STEPS`, for a part of the graph.
       wait: wait for another run on the same root instead of being refused.
       force: run even when nothing has changed (unchanged steps still come from TFX's cache).
+      trigger: what a schedule runs it for; kept in the record.
 
     Raises:
       PipelineError: with one message for a person; the record is written all the same.
@@ -57,7 +63,7 @@ def run(
         if known is not None:
             status = "unchanged" if known["status"] == "pushed" else known["status"]
             return {**known, "status": status, "seconds": {"total": round(time.monotonic() - began, 2)}}
-        return _execute(config, fingerprint, from_step, to_step, began)
+        return _execute(config, fingerprint, from_step, to_step, began, trigger)
 
 
 def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | None:
@@ -78,7 +84,7 @@ def _still_there(config: Config, record: dict[str, Any]) -> bool:
 
 
 def _execute(
-    config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float
+    config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float, trigger: str | None
 ) -> dict[str, Any]:
     from components import progress
     from pipeline.console import StepDisplay, quiet
@@ -89,7 +95,7 @@ def _execute(
     record: dict[str, Any] = {
         "run_id": run_id, "name": config.name, "status": "failed", "fingerprint": fingerprint, "version": None,
         "model_path": None, "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {},
-        "log": str(log), "error": None,
+        "log": str(log), "error": None, "error_kind": None, "trigger": trigger,
     }  # fmt: skip
     seconds: dict[str, float] = {}
 
@@ -111,11 +117,11 @@ def _execute(
                 result = local.run(pipeline, listen, from_step, to_step)
             record.update(outcome(result.outputs))
         except PipelineError as error:
-            record["error"] = str(error)
+            record.update(error=str(error), error_kind=getattr(error, "kind", type(error).__name__))
             raise
         except BaseException as error:
             # The message of an unknown error may quote data, so only its kind is kept here.
-            record["error"] = type(error).__name__
+            record.update(error=type(error).__name__, error_kind=type(error).__name__)
             raise
         finally:
             record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
@@ -132,9 +138,20 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
         "name": config.name,
         "fingerprint": fingerprint,
         "code": code_fingerprint(),
-        "configuration": config.model_dump(mode="json"),
+        "configuration": config.decisive(),
     }
-    return create_pipeline(config, facts)
+    return create_pipeline(config, facts, _range(config))
+
+
+def _range(config: Config) -> Any:
+    """The newest span of the window as TFX names it; None for data without spans."""
+    if not spans.has_spans(config.data):
+        return None
+    from tfx.proto import range_config_pb2
+
+    pb: Any = range_config_pb2  # generated code: mypy sees no messages in it
+    newest = spans.spans_of_run(config.data, config.window)[-1]
+    return pb.RangeConfig(static_range=pb.StaticRange(start_span_number=newest, end_span_number=newest))
 
 
 def to_json(record: dict[str, Any]) -> str:

@@ -9,13 +9,14 @@ cannot run anything twice. What only *holds* a run (quiet hours, the pause, the 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from pipeline.retraining import cron
-from pipeline.retraining.config import ScheduleConfig, WindowConfig, span_number
+from pipeline.retraining.config import ScheduleConfig, WindowConfig
+from pipeline.spans import is_eligible, window_members
 
 Rule = Literal["drift", "serving_drift", "score"]
 _LONG_AGO = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -205,18 +206,6 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
     return replace(decision, run=True, reason=due, triggers=tuple(dict.fromkeys(triggers)), check_at=None)
 
 
-def window_members(window: WindowConfig, numbers: Iterable[int], newest: int | None = None) -> tuple[int, ...]:
-    """The spans of a window that ends with `newest` (None: with the newest there is), oldest first."""
-    inside = sorted(n for n in set(numbers) if _eligible(window, n) and (newest is None or n <= newest))
-    return tuple(inside if window.last == "all" else inside[-window.last :])
-
-
-def _eligible(window: WindowConfig, number: int) -> bool:
-    after = window.since is None or number >= span_number(window.since)
-    before = window.until is None or number <= span_number(window.until)
-    return after and before and number not in window.exclude
-
-
 def _go_on(now: dt.datetime, schedule: ScheduleConfig, run: OpenRun) -> Decision:
     again = f"attempt {run.attempts + 1} of {schedule.attempts}: {run.reason}"
     quiet = cron.quiet_until(schedule.quiet_hours, schedule.time_zone, now)
@@ -238,7 +227,7 @@ def _sort(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obse
     for span in sorted(observed.spans, key=lambda span: span.number):
         if span.trigger in observed.refused:
             found.refused.append(span.number)
-        elif not _eligible(window, span.number):
+        elif not is_eligible(window, span.number):
             if span.trigger not in observed.handled:
                 found.outside.append((span.trigger, f"{span} lies outside window.since and until, or is excluded"))
         elif span.trigger in observed.handled:

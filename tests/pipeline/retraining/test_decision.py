@@ -7,7 +7,8 @@ import time
 import pytest
 
 from pipeline.retraining.config import ScheduleConfig, WindowConfig
-from pipeline.retraining.decision import Measurement, Observed, OpenRun, Span, decide, window_members
+from pipeline.retraining.decision import Measurement, Observed, OpenRun, Span, decide
+from pipeline.spans import window_members
 
 
 def at(text: str) -> dt.datetime:

@@ -1,0 +1,93 @@
+"""What a schedule can see without TensorFlow: the spans on disk and the live version."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from components.config import DataConfig
+from components.errors import DataError
+from components.push import base_path
+from pipeline import spans
+from pipeline.fingerprint import FileHashes
+from pipeline.retraining.decision import Span
+
+
+def find_spans(data: DataConfig, hashes: FileHashes, now: dt.datetime, settle_s: float) -> tuple[Span, ...]:
+    """Every span in its newest version, oldest first; one span numbered 0 where the data has none.
+
+    Args:
+      data: the section `data`.
+      hashes: of files; a file is read only when it has changed.
+      now: a file that was written less than `settle_s` before is not read yet, and its span has no digest.
+
+    Raises:
+      DataError: a folder or a file cannot be read.
+    """
+    found = []
+    for number, (version, by_split) in spans.find_files(data).items():
+        try:
+            found.append(_describe(data, hashes, number, version, by_split, now, settle_s))
+        except OSError as error:
+            raise DataError(
+                f"data.input: {error.filename or data.input} cannot be read ({error.strerror}); the schedule waits"
+            ) from None
+    return tuple(found)
+
+
+def live_version(serving_dir: Path) -> tuple[int | None, dict[str, Any]]:
+    """The number of the version that a model server serves, and its lineage; None and {} where there is none."""
+    published = base_path.published(serving_dir)
+    if not published:
+        return None, {}
+    number = max(published)
+    return number, base_path.read_lineage(published[number]) or {}
+
+
+def known_before(found: tuple[Span, ...], lineage: dict[str, Any], data: DataConfig, first: int | None) -> list[Span]:
+    """The spans that a schedule takes for handled when it first looks: those before `first`, or, where that is None,
+    those that the live version saw or that came before it; without a live version all before the newest that is whole.
+
+    A span that the live version saw counts only if its files are still the same.
+    """
+    if first is not None:
+        return [span for span in found if span.number < first]
+    trained = (lineage.get("data") or {}).get("span") if spans.has_spans(data) else 0
+    if lineage and trained is not None:
+        seen = {entry.get("sha256") for entry in (lineage.get("data") or {}).get("files") or []}
+        return [s for s in found if s.number < trained or (s.number == trained and _same_files(data, s, seen))]
+    whole = [span.number for span in found if span.complete]
+    return [span for span in found if whole and span.number < whole[-1]]
+
+
+def _same_files(data: DataConfig, span: Span, seen: set[Any]) -> bool:
+    files = [path for paths in spans.find_files(data)[span.number][1].values() for path in paths]
+    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in files} <= seen
+
+
+def _describe(
+    data: DataConfig, hashes: FileHashes, number: int, version: int | None, by_split: dict[str, list[Path]],
+    now: dt.datetime, settle_s: float,
+) -> Span:  # fmt: skip
+    digest = hashlib.sha256()
+    newest = 0.0
+    settled = True
+    for split in sorted(by_split):
+        for path in sorted(by_split[split]):
+            modified = os.stat(path).st_mtime
+            newest = max(newest, modified)
+            settled = settled and not modified <= now.timestamp() < modified + settle_s
+    if settled:
+        for split in sorted(by_split):
+            for path in sorted(by_split[split]):
+                digest.update(f"{split}\0{path.relative_to(data.input)}\0{hashes.of(path)}\n".encode())
+    return Span(
+        number,
+        version,
+        digest.hexdigest() if settled else "",
+        dt.datetime.fromtimestamp(newest, dt.UTC),
+        complete=set(by_split) == set(data.splits),
+    )

@@ -1,0 +1,88 @@
+"""The spans of the data on disk, and which of them a run learns from. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from components.config import DataConfig
+from components.errors import ConfigError
+from pipeline.retraining.config import WindowConfig, span_number
+
+_FIELD = re.compile(r"(\{SPAN\}|\{VERSION\})")
+
+
+def has_spans(data: DataConfig) -> bool:
+    """Whether the configuration's data comes as spans."""
+    return any("{SPAN}" in pattern for pattern in data.splits.values())
+
+
+def find_files(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[Path]]]]:
+    """Span → its newest version and the files of that by split; one span 0 where the data has none."""
+    found: dict[int, dict[int, dict[str, list[Path]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for split, pattern in data.splits.items():
+        expression = re.compile(_expression(pattern))
+        for name in glob.iglob(_FIELD.sub("*", pattern), root_dir=data.input):
+            match = expression.fullmatch(name)
+            if match is not None:
+                groups = match.groupdict()
+                version = groups.get("version")
+                span = int(groups.get("span") or 0)
+                found[span][-1 if version is None else int(version)][split].append(data.input / name)
+    newest = {}
+    for span in sorted(found):
+        version_number = max(found[span])
+        newest[span] = (None if version_number < 0 else version_number, dict(found[span][version_number]))
+    return newest
+
+
+def window_members(window: WindowConfig, numbers: Iterable[int], newest: int | None = None) -> tuple[int, ...]:
+    """The spans of a window that ends with `newest` (None: with the newest there is), oldest first."""
+    inside = sorted(n for n in set(numbers) if is_eligible(window, n) and (newest is None or n <= newest))
+    return tuple(inside if window.last == "all" else inside[-window.last :])
+
+
+def is_eligible(window: WindowConfig, number: int) -> bool:
+    """Whether a span may be in the window at all."""
+    after = window.since is None or number >= span_number(window.since)
+    before = window.until is None or number <= span_number(window.until)
+    return after and before and number not in window.exclude
+
+
+def spans_of_run(data: DataConfig, window: WindowConfig) -> tuple[int, ...]:
+    """The spans that a run learns from and is evaluated on, oldest first; (0,) where the data has none.
+
+    Raises:
+      ConfigError: the window holds none of those that are there.
+    """
+    if not has_spans(data):
+        return (0,)
+    there = [number for number, (_, by_split) in find_files(data).items() if set(by_split) == set(data.splits)]
+    members = window_members(window, there)
+    if not members:
+        raise ConfigError(
+            f"window: holds no span; there are {len(there)} whole ones in {data.input}"
+            + (f", from {min(there)} to {max(there)}" if there else "")
+        )
+    return members
+
+
+def _expression(pattern: str) -> str:
+    """A glob with {SPAN} and {VERSION} as a regular expression; a field that stands there twice is the same twice."""
+    text, seen = "", set()
+    for piece in _FIELD.split(pattern):
+        if piece in ("{SPAN}", "{VERSION}"):
+            name = piece[1:-1].lower()
+            text += rf"(?P={name})" if name in seen else rf"(?P<{name}>\d+)"
+            seen.add(name)
+            continue
+        position = 0
+        for wild in re.finditer(r"\*|\?|\[!?[^\]]+\]", piece):
+            text += re.escape(piece[position : wild.start()])
+            text += {"*": "[^/]*", "?": "[^/]"}.get(wild.group(), wild.group().replace("[!", "[^"))
+            position = wild.end()
+        text += re.escape(piece[position:])
+    return text
