@@ -95,19 +95,21 @@ class _Baseline:
 
     def fit(self, rows: Sequence[Row]) -> _Baseline:
         min_rows = 1 if len(rows) < _FEW_ROWS else 2
-        self._text = _fit_terms((row.text for row in rows), min_rows)
+        self._text, features = _fit_terms((row.text for row in rows), min_rows)
         if self._text is None:
             raise DataError("the baseline finds no words in the texts; set evaluation.baseline = false")
-        # Pairs may all be empty (documents of one sentence): then they say nothing, and have no features.
-        self._pair = _fit_terms((row.text_pair for row in rows), min_rows) if self._pairs else None
+        if self._pairs:
+            # Pairs may all be empty (documents of one sentence): then they say nothing, and have no features.
+            self._pair, more = _fit_terms((row.text_pair for row in rows), min_rows)
+            features = features if self._pair is None else sparse.hstack([features, more]).tocsr()
         truth = _masks(rows, self._labels)
         if self._multilabel:
             svm = LinearSVC(C=0.5, class_weight="balanced", random_state=0)
-            self._svm = OneVsRestClassifier(svm).fit(self._features(rows), truth.astype(int))
+            self._svm = OneVsRestClassifier(svm).fit(features, truth.astype(int))
         elif len(np.unique(truth.argmax(1))) == 1:
             self._only = truth[0]
         else:
-            self._svm = LinearSVC(C=0.5, random_state=0).fit(self._features(rows), truth.argmax(1))
+            self._svm = LinearSVC(C=0.5, random_state=0).fit(features, truth.argmax(1))
         return self
 
     def decide(self, rows: Sequence[Row]) -> Array:
@@ -126,15 +128,16 @@ class _Baseline:
         return sparse.hstack(parts).tocsr()
 
 
-def _fit_terms(texts: Iterable[str], min_rows: int) -> TfidfVectorizer | None:
-    """The vocabulary of words and word pairs with their weights; None where there is no term."""
+def _fit_terms(texts: Iterable[str], min_rows: int) -> tuple[TfidfVectorizer | None, Any]:
+    """Words and word pairs with their weights, and the features of the texts; None, None where there is no term."""
     terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_rows)
     try:
-        return terms.fit(texts)
+        features = terms.fit_transform(texts)
     except ValueError as error:  # scikit-learn's way to say so, and it has no other
         if "empty vocabulary" in str(error) or "no terms remain" in str(error):
-            return None
+            return None, None
         raise
+    return terms, features
 
 
 def _masks(rows: Sequence[Row], labels: Sequence[str]) -> Array:

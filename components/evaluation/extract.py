@@ -77,14 +77,14 @@ class _ScoreTexts(tfma.utils.DoFnWithModels):
         candidate = next(name for name, spec in scoring.specs.items() if not spec.is_baseline)
         truth, lengths = features(self._loaded_models[candidate], scoring, candidate, records)
         for i, record in enumerate(records):
-            row = parse_row(record)
+            row = parse_row(record, scoring.slices)
             named = [label for label, true in zip(scoring.labels, truth[i], strict=True) if true]
             values = {LABEL_SLICE: np.array([label.encode() for label in named], object)}
             if scoring.length_bounds:
                 bucket = length_slice(int(lengths[i]), scoring.length_bounds)
                 values[LENGTH_SLICE] = np.array([bucket.encode()], object)
-            for column in scoring.slices:
-                values[column] = np.array(row.example.features.feature[column].bytes_list.value, object)
+            for column, found in zip(scoring.slices, row.columns, strict=True):
+                values[column] = np.array(found, object)
             predictions = {
                 name: {"probabilities": probabilities[i], "decision": decision[i]}
                 for name, (probabilities, decision) in answers.items()

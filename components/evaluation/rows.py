@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
+
+_READ_BATCH = 1024  # tf.data is slow at handing over records one by one
+_NAMES = ("text", "text_pair", "label", "labels")
 
 
 class Row(NamedTuple):
@@ -16,11 +19,11 @@ class Row(NamedTuple):
     text: str
     text_pair: str  # empty without pairs
     labels: tuple[str, ...]
-    example: tf.train.Example
+    columns: tuple[tuple[bytes, ...], ...]  # the values of each column asked for
 
 
-def parse_row(record: bytes) -> Row:
-    """Reads a serialised tf.Example with `text`, perhaps `text_pair`, and `label` or `labels`.
+def parse_row(record: bytes, columns: Sequence[str] = ()) -> Row:
+    """Reads a serialised tf.Example with `text`, perhaps `text_pair`, and `label` or `labels`, and further columns.
 
     Raises:
       google.protobuf.message.DecodeError: if the record is not a tf.Example (its message holds no content).
@@ -40,15 +43,14 @@ def parse_row(record: bytes) -> Row:
         text=text.decode("utf-8", "replace"),
         text_pair=pair.decode("utf-8", "replace"),
         labels=tuple(label.decode("utf-8", "replace") for label in labels),
-        example=example,
+        columns=tuple(tuple(feature[name].bytes_list.value) if name in feature else () for name in columns),
     )
-
-
-_NAMES = ("text", "text_pair", "label", "labels")
 
 
 def read_records(files: Iterable[str]) -> Iterator[bytes]:
     """All records of TFRecord files (GZIP where the name ends in .gz), file by file in the order of the names."""
     for file in sorted(files):
         compression = "GZIP" if file.endswith(".gz") else ""
-        yield from tf.data.TFRecordDataset(file, compression_type=compression).as_numpy_iterator()
+        data = tf.data.TFRecordDataset(file, compression_type=compression).batch(_READ_BATCH)
+        for batch in data.as_numpy_iterator():
+            yield from batch
