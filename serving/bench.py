@@ -31,25 +31,7 @@ from serving.client import (
 )
 
 # Filler of a sentence's length, for when no file of texts is given.
-_WORDS = tuple(
-    [
-        "patients",
-        "with",
-        "reduced",
-        "ejection",
-        "fraction",
-        "were",
-        "randomly",
-        "assigned",
-        "to",
-        "receive",
-        "the",
-        "drug",
-        "or",
-        "placebo",
-        "daily",
-    ]
-)
+_WORDS = "patients with reduced ejection fraction were randomly assigned to receive the drug or placebo daily"
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ def _texts(path: Path | None, seed: int) -> list[str]:
             raise SystemExit(f"{path}: holds no text; give one text a line")
         return texts
     generator = random.Random(seed)
-    return [" ".join(generator.choices(_WORDS, k=generator.randint(8, 60))) for _ in range(256)]
+    return [" ".join(generator.choices(_WORDS.split(), k=generator.randint(8, 60))) for _ in range(256)]
 
 
 def _parser() -> argparse.ArgumentParser:
