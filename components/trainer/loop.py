@@ -227,7 +227,10 @@ class Loop:
             self.optimizer.apply(tape.gradient(total, variables), rate)
             return loss
 
-        @tf.function(input_signature=None if replicas > 1 else self._signature(), autograph=False)
+        # Over replicas the shapes come as PerReplica values, which have no signature to write down.
+        signature = {"input_signature": self._signature()} if replicas == 1 else {"reduce_retracing": True}
+
+        @tf.function(**signature, autograph=False)
         def train_step(inputs: Any, share: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
             if replicas == 1:
                 return replica_step(inputs, share, rate)

@@ -73,7 +73,7 @@ def load(folder: str) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]] | No
             arrays: dict[str, list[np.ndarray]] = {}
             for name in names:
                 arrays.setdefault(name.rpartition("/")[0], []).append(stored[name])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, tf.errors.OpError) as error:
         raise CheckpointError(
             f"{target}: the training checkpoint cannot be read ({type(error).__name__}); "
             "delete its folder to train from the start"

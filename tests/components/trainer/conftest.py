@@ -1,0 +1,123 @@
+"""Small data, transformed by the real Transform function, in the layout that TFX's Trainer is given."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from components.config import EncoderConfig, HeadConfig, TrainingConfig
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
+LABELS = ["LOW", "MIDDLE", "HIGH"]
+
+
+def rows_of(count: int, task: str, pairs: bool, shift: int = 0) -> list[dict]:
+    """Texts whose letters tell their label, lengths from the empty text upwards."""
+    rows = []
+    for n in range(shift, shift + count):
+        label = n % (2 if task == "binary" else 3)
+        row = {"text": [" ".join("abc"[label] + "defgh"[n % 5] for _ in range(n % 11)).encode()]}
+        if pairs:
+            row["text_pair"] = [("abc"[label] + " h" * (n % 7)).encode()]
+        if task == "multilabel":
+            row["labels"] = [name.encode() for k, name in enumerate(LABELS) if k == label or (n % 4 == 0 and k == 2)]
+        else:
+            row["label"] = [LABELS[label].encode()]
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="session")
+def transformed(tmp_path_factory):
+    """A function (task, pairs) -> FnArgs without its outputs, made once a session."""
+    import apache_beam as beam
+    import tensorflow as tf
+    import tensorflow_transform as tft
+    import tensorflow_transform.beam as tft_beam
+    from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io, schema_utils
+
+    from components.transform.preprocessing import preprocessing_fn
+
+    made = {}
+
+    def make(task: str = "multiclass", pairs: bool = False) -> SimpleNamespace:
+        if (task, pairs) in made:
+            return made[task, pairs]
+        folder = tmp_path_factory.mktemp(f"transformed-{task}-{pairs}")
+        (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+        (folder / "config.json").write_text(
+            '{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12, '
+            '"max_position_embeddings": 16, "vocab_size": 99}'
+        )
+        labels = LABELS[:2] if task == "binary" else LABELS
+        custom = {
+            "vocab_file": str(folder / "vocab.txt"),
+            "lower_case": False,
+            "max_length": 16,
+            "pairs": pairs,
+            "task": task,
+            "labels": labels,
+        }
+        one = tf.io.FixedLenFeature([1], tf.string)
+        spec = {"text": one, "text_pair": one} if pairs else {"text": one}
+        spec |= {"labels": tf.io.VarLenFeature(tf.string)} if task == "multilabel" else {"label": one}
+        metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
+
+        def preprocess(inputs):
+            return preprocessing_fn(inputs, custom | {"passthrough": []})
+
+        with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+            raw = pipeline | "train rows" >> beam.Create(rows_of(90, task, pairs)), metadata
+            (train, train_metadata), graph = raw | tft_beam.AnalyzeAndTransformDataset(preprocess)
+            other = pipeline | "eval rows" >> beam.Create(rows_of(45, task, pairs, shift=1000)), metadata
+            evaluation, _ = (other, graph) | tft_beam.TransformDataset()
+            graph | tft_beam.WriteTransformFn(str(folder))
+            coder = tft.coders.ExampleProtoCoder(train_metadata.schema)
+            for name, data, shards in (("train", train, 3), ("eval", evaluation, 1)):
+                encoded = data | f"encode {name}" >> beam.Map(coder.encode)
+                path = str(folder / f"Split-{name}" / "examples")
+                encoded | f"write {name}" >> beam.io.WriteToTFRecord(path, file_name_suffix=".gz", num_shards=shards)
+        metadata_io.write_metadata(metadata, str(folder / "metadata"))
+        made[task, pairs] = SimpleNamespace(
+            train_files=[str(folder / "Split-train" / "*")],
+            eval_files=[str(folder / "Split-eval" / "*")],
+            transform_output=str(folder),
+            custom_config=custom | {"encoder_config_file": str(folder / "config.json")},
+        )
+        return made[task, pairs]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_fn_args(transformed):
+    """A function that gives complete FnArgs; keyword arguments are sections of the configuration."""
+
+    def make(folder, task="multiclass", pairs=False, encoder=None, head=None, training=None):
+        base = transformed(task, pairs)
+        settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "checkpoint_steps": 2, "buckets": (8, 16)}
+        sections = {
+            "encoder": EncoderConfig(**(encoder or {})),
+            "head": HeadConfig(**({"widths": (1, 2), "filters": (4,), "dropout": 0.2} | (head or {}))),
+            "training": TrainingConfig(**(settings | (training or {}))),
+        }
+        custom = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        return SimpleNamespace(
+            train_files=base.train_files,
+            eval_files=base.eval_files,
+            transform_output=base.transform_output,
+            serving_model_dir=str(folder / "export"),
+            model_run_dir=str(folder / "run"),
+            custom_config=base.custom_config | custom | {"checkpoint_dir": str(folder / "checkpoints")},
+        )
+
+    return make
+
+
+@pytest.fixture
+def fn_args(make_fn_args, tmp_path):
+    """`make_fn_args`, writing into the test's own folder."""
+
+    def make(task="multiclass", pairs=False, folder=tmp_path, **sections):
+        return make_fn_args(folder, task, pairs, **sections)
+
+    return make

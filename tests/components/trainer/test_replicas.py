@@ -1,0 +1,75 @@
+"""Training on two replicas is training on one: two logical CPUs stand in for two GPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+_SCRIPT = """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+from components.classifier.model import build_classifier
+from components.config import HeadConfig, TrainingConfig
+from components.encoder.config import BertGeometry
+from components.trainer.batches import Examples
+from components.trainer.loop import Loop
+
+replicas, folder, dropout = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if replicas == 2 else tf.distribute.get_strategy()
+
+def examples(count, seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 9, count).astype(np.int32)
+    ids = rng.integers(0, 20, lengths.sum()).astype(np.int32)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    return Examples(ids, None, lengths, labels, np.arange(count))
+
+geometry = BertGeometry(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=8, max_position_embeddings=8, hidden_dropout_prob=dropout,
+                        attention_probs_dropout_prob=dropout)
+training = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2)
+keras.utils.set_random_seed(1)
+with strategy.scope():
+    head = HeadConfig(widths=(2,), filters=(4,), dropout=dropout, l2=0.01)
+    model = build_classifier(geometry, head, "multiclass", 3, max_length=8)
+# 25 examples: the last batch holds one, and the second replica none
+train, evaluation = examples(25, 0), examples(10, 1)
+loop = Loop(model, train, evaluation, "multiclass", training, None, strategy, folder + "/c", folder + "/l")
+progress = loop.run()
+traces = loop._train_step.experimental_get_tracing_count()
+assert traces <= 3, traces  # every new batch has other shapes; they must not each be compiled
+print(json.dumps([e["loss"] for e in progress.history] + [v.numpy().tolist() for v in model.trainable_weights]))
+"""
+
+
+def train(replicas, folder, dropout):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", _SCRIPT, str(replicas), str(folder), str(dropout)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def flat(value):
+    return [x for item in value for x in flat(item)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.slow
+def test_two_replicas_give_the_weights_of_one(tmp_path):
+    one = flat(train(1, tmp_path / "one", 0.0))
+    two = flat(train(2, tmp_path / "two", 0.0))
+    assert len(one) > 100
+    assert two == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_dropout_works_on_two_replicas(tmp_path):
+    losses = train(2, tmp_path, 0.3)[:2]
+    assert all(0.5 < loss < 3 for loss in losses)

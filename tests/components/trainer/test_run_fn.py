@@ -1,0 +1,268 @@
+"""run_fn on real transformed data and a tiny model: what it writes, and that runs are the same to the bit."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from components import progress
+from components.errors import CheckpointError, ConfigError
+from components.trainer import export
+from components.trainer.run_fn import run_fn
+from components.transform.keys import text_key
+
+ROOT = Path(__file__).parents[3]
+
+
+def read_json(folder, name):
+    return json.loads((Path(folder) / name).read_text())
+
+
+def weights_of(folder):
+    reader = tf.train.load_checkpoint(str(Path(folder) / "variables" / "variables"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "VALUE" in name}
+
+
+def assert_same_weights(first, second):
+    first, second = weights_of(first), weights_of(second)
+    assert first.keys() == second.keys()
+    assert len(first) > 10
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
+def raw_example(**features):
+    lists = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+        for name, value in features.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def ran(make_fn_args, tmp_path_factory):
+    """One finished run: its FnArgs and its progress reports."""
+    args = make_fn_args(folder=tmp_path_factory.mktemp("ran"), training={"epochs": 6, "patience": 6})
+    reports = []
+    with pytest.MonkeyPatch.context() as patch, progress.listening(lambda *report: reports.append(report)):
+        patch.setattr(export, "_CHUNK_TOKENS", 20)  # so that a few texts already make several chunks
+        run_fn(args)
+    return args, reports
+
+
+def test_a_run_learns_writes_its_account_and_removes_its_checkpoint(ran):
+    args, reports = ran
+    history = read_json(args.model_run_dir, "history.json")
+    summary = read_json(args.model_run_dir, "summary.json")
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert summary["best"] == pytest.approx(max(entry["macro_f1"] for entry in history))
+    assert summary["best"] > 0.8
+    assert (summary["train_examples"], summary["eval_examples"], summary["replicas"]) == (90, 45, 1)
+    assert any(name.startswith("events") for name in os.listdir(f"{args.model_run_dir}/logs"))
+    assert os.listdir(args.custom_config["checkpoint_dir"]) == []
+    assert {event for event, _ in reports} == {"train"}
+    assert reports[-1][1]["step"] == reports[-1][1]["steps"] == 6 * 6
+    assert set(reports[-1][1]) == {
+        "epoch", "epochs", "step", "steps", "loss", "metric", "texts_per_s", "seconds_left",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "pairs"),
+    [
+        ("multiclass", True),
+        pytest.param("multilabel", False, marks=pytest.mark.slow),
+        pytest.param("binary", True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, pairs):
+    args = fn_args(task, pairs)
+    run_fn(args)
+    signatures = tf.saved_model.load(args.serving_model_dir).signatures
+    assert set(signatures) == {"serving_default", "serialized_examples", "classify", "tokens", "transform_features"}
+    labels = args.custom_config["labels"]
+    texts = ["a d ad", "", "b" * 300 + " c" * 900, "h", "[SEP] \x00 a"]
+    columns = {"text": texts} | ({"text_pair": ["", "c", "b b", "", "a"]} if pairs else {})
+    answer = signatures["serving_default"](**{name: tf.constant(values) for name, values in columns.items()})
+    assert answer["probabilities"].shape == (5, len(labels))
+    assert answer["classes"].numpy().tolist() == [[label.encode() for label in labels]] * 5
+    if task == "multilabel":
+        bounds = np.array(read_json(args.model_run_dir, "summary.json")["thresholds"], np.float32)
+        assert answer["labels"].numpy().tolist() == (answer["probabilities"].numpy() >= bounds).astype(int).tolist()
+    else:
+        np.testing.assert_allclose(answer["probabilities"].numpy().sum(1), 1, atol=1e-6)
+        decided = [labels[n].encode() for n in answer["probabilities"].numpy().argmax(1)]
+        assert answer["label"].numpy().tolist() == decided
+
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    examples = tf.constant([raw_example(**row) for row in rows])
+    parsed = signatures["serialized_examples"](examples=examples)
+    np.testing.assert_allclose(parsed["probabilities"], answer["probabilities"], atol=1e-6)
+    classified = signatures["classify"](inputs=examples)
+    np.testing.assert_allclose(classified["scores"], answer["probabilities"], atol=1e-6)
+    assert classified["classes"].numpy().tolist() == answer["classes"].numpy().tolist()
+    tokens = signatures["tokens"](**{name: tf.constant(values) for name, values in columns.items()})
+    lengths = tokens["row_lengths"].numpy()
+    assert lengths[2] == 16
+    assert lengths.sum() == len(tokens["input_ids"])
+    assert tokens["input_ids"].numpy()[[0, lengths[0] - 1]].tolist() == [2, 3]
+
+
+def test_check_json_holds_the_trained_models_own_answers(ran):
+    args, _ = ran
+    check = read_json(args.model_run_dir, "check.json")
+    assert check["split"] == "eval"
+    assert len(set(check["keys"])) == len(check["keys"]) > 20
+    by_key = dict(zip(check["keys"], check["probabilities"], strict=True))
+    files = tf.io.gfile.glob(args.eval_files[0])
+    spec = {"key": tf.io.FixedLenFeature([], tf.int64), "length": tf.io.FixedLenFeature([], tf.int64)}
+    keys = {
+        int(tf.io.parse_single_example(record, spec)["key"])
+        for record in tf.data.TFRecordDataset(files, compression_type="GZIP")
+    }
+    assert set(by_key) <= keys
+    # the empty text is among the evaluated ones, and the export must give it the same answer
+    text = "b" + "e"
+    texts = ["", *[" ".join([text] * n) for n in range(1, 11)]]
+    shared = [t for t in texts if int(text_key(tf.constant([t]), None)[0]) in by_key]
+    assert shared
+    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
+    found = serve(text=tf.constant(shared))["probabilities"].numpy()
+    expected = [by_key[int(text_key(tf.constant([t]), None)[0])] for t in shared]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_transform_features_gives_labels_and_lengths_for_evaluation(ran):
+    args, _ = ran
+    features = tf.saved_model.load(args.serving_model_dir).signatures["transform_features"]
+    found = features(examples=tf.constant([raw_example(text="a b", label="HIGH"), raw_example(text="", label="LOW")]))
+    assert {name: value.numpy().tolist() for name, value in found.items()} == {"label": [2, 0], "length": [4, 2]}
+
+
+def test_classify_has_tensorflow_servings_method_name(ran):
+    args, _ = ran
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((Path(args.serving_model_dir) / "saved_model.pb").read_bytes())
+    (graph,) = saved.meta_graphs
+    assert graph.signature_def["classify"].method_name == "tensorflow/serving/classify"
+    assert graph.signature_def["serving_default"].method_name == "tensorflow/serving/predict"
+    operations = {node.op for node in graph.graph_def.node}
+    operations |= {node.op for function in graph.graph_def.library.function for node in function.node_def}
+    assert not operations & {"PyFunc", "EagerPyFunc", "PyFuncStateless"}
+
+
+def test_long_and_short_texts_together_are_answered_in_chunks_alike(ran):
+    args, _ = ran
+    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
+    texts = ["a", "", "c " * 40, "b c", "d " * 9, "h " * 12, "a b c"]
+    together = serve(text=tf.constant(texts))["probabilities"].numpy()
+    alone = np.concatenate([serve(text=tf.constant([text]))["probabilities"].numpy() for text in texts])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    assert serve(text=tf.constant([], tf.string))["probabilities"].shape == (0, 3)
+
+
+def test_two_runs_with_one_seed_are_the_same_to_the_bit(fn_args, tmp_path):
+    for name in ("first", "second"):
+        run_fn(fn_args(folder=tmp_path / name))
+    assert_same_weights(tmp_path / "first" / "export", tmp_path / "second" / "export")
+
+
+@pytest.mark.slow
+def test_another_seed_gives_another_model(fn_args, tmp_path):
+    for seed in (1, 2):
+        run_fn(fn_args(folder=tmp_path / str(seed), training={"seed": seed, "epochs": 1}))
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "1" / "export", tmp_path / "2" / "export")
+
+
+_KILLED = """
+import os, pickle, signal, sys
+from components import progress
+from components.trainer import loop
+from components.trainer.run_fn import run_fn
+
+loop._REPORT_SECONDS = 0.0
+args = pickle.load(open(sys.argv[1], "rb"))
+
+def kill(event, values):
+    if values["step"] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with progress.listening(kill):
+    run_fn(args)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 8])  # inside the first epoch, inside the second
+def test_a_killed_run_goes_on_to_the_same_bits(fn_args, tmp_path, step):
+    whole = fn_args(folder=tmp_path / "whole")
+    run_fn(whole)
+    args = fn_args(folder=tmp_path / "killed")
+    (tmp_path / "args.pickle").write_bytes(pickle.dumps(args))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", _KILLED, str(tmp_path / "args.pickle"), str(step)]
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    steps = []
+    with progress.listening(lambda event, values: steps.append(values["step"])):
+        run_fn(args)
+    assert min(steps) > step - 2  # went on from the checkpoint, not from the start
+    assert_same_weights(tmp_path / "whole" / "export", tmp_path / "killed" / "export")
+    first, second = (read_json(a.model_run_dir, "history.json") for a in (whole, args))
+    timing = {"seconds", "texts_per_s"}
+    assert [{k: v for k, v in e.items() if k not in timing} for e in first] == [
+        {k: v for k, v in e.items() if k not in timing} for e in second
+    ]
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(fn_args, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(event, values):
+        raise Stop
+
+    with pytest.raises(Stop), progress.listening(stop):
+        run_fn(fn_args(training={"checkpoint_steps": 1}))
+    run_fn(fn_args(training={"learning_rate": 0.02}))
+    assert read_json(tmp_path / "run", "summary.json")["epochs"] == 2
+
+
+def test_training_stops_when_the_metric_no_longer_rises_and_keeps_the_best(fn_args):
+    args = fn_args(training={"epochs": 9, "patience": 2, "learning_rate": 1e-12})
+    run_fn(args)
+    summary = read_json(args.model_run_dir, "summary.json")
+    assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
+
+
+def test_a_text_longer_than_the_encoders_positions_is_refused_beforehand(fn_args):
+    args = fn_args(encoder={"max_position_embeddings": 15})
+    with pytest.raises(ConfigError, match="16 tokens, but the encoder has positions for 15"):
+        run_fn(args)
+
+
+def test_a_damaged_checkpoint_is_named(fn_args, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(event, values):
+        if values["step"] >= 6:
+            raise Stop
+
+    args = fn_args()
+    with pytest.raises(Stop), progress.listening(stop):
+        run_fn(args)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*/checkpoint.npz")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz"):
+        run_fn(args)
