@@ -9,7 +9,7 @@ from typing import Any
 from tfx.components import ExampleValidator, Trainer, Transform
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata, pipeline
-from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
+from tfx.proto import trainer_pb2, transform_pb2
 from tfx.types import Channel, standard_artifacts
 
 from components.evaluation.component import TextEvaluator
@@ -25,14 +25,18 @@ from pipeline.beam import beam_arguments
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files
 
+# Generated code: mypy sees no messages in it.
+_trainer: Any = trainer_pb2
+_transform: Any = transform_pb2
 
-def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_config_pb2.RangeConfig | None = None):
+
+def create_pipeline(config: Config, facts: dict[str, Any], range_config: Any = None):
     """The TFX pipeline of a configuration.
 
     Args:
       config: validated.
       facts: what the pushed version's lineage says of this run beside the artifacts (fingerprint, code revision).
-      range_config: which spans to read; None: the newest.
+      range_config: a TFX RangeConfig, which span to read; None: the newest.
     """
     task, labels, data = config.task, list(config.labels), config.data
     slices = list(data.columns.slices)
@@ -95,7 +99,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         examples=examples.outputs["examples"],
         schema=schema.outputs["example_schema"],
         preprocessing_fn="components.transform.preprocessing.preprocessing_fn",
-        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=splits),
+        splits_config=_transform.SplitsConfig(analyze=["train"], transform=splits),
         # Its statistics would list texts; ours (step 2) do not.
         disable_statistics=True,
         custom_config={
@@ -116,8 +120,8 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         run_fn="components.trainer.run_fn.run_fn",
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
-        train_args=trainer_pb2.TrainArgs(splits=["train"]),
-        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        train_args=_trainer.TrainArgs(splits=["train"]),
+        eval_args=_trainer.EvalArgs(splits=["eval"]),
         custom_config={
             "task": task,
             "labels": labels,
@@ -192,7 +196,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: range_c
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(config.root / "metadata.sqlite")),
-        beam_pipeline_args=beam_arguments(config.beam, _input_bytes(config)),
+        beam_pipeline_args=[*beam_arguments(config.beam, _input_bytes(config))],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.records import read_records
@@ -12,7 +13,7 @@ KEYS = ("run_id", "status", "version", "metrics", "baseline", "gates", "data", "
 
 def print_history(config: Config, as_json: bool) -> None:
     """Prints the runs, oldest first, as a table or as one JSON object."""
-    rows = [{key: record.get(key) for key in KEYS} for record in read_records(config.root)]
+    rows: list[dict[str, Any]] = [{key: record.get(key) for key in KEYS} for record in read_records(config.root)]
     if as_json:
         print(json.dumps({"root": str(config.root), "runs": rows}))
         return
@@ -24,8 +25,11 @@ def print_history(config: Config, as_json: bool) -> None:
     for column in ("run", "span", "status", "version", metric, "baseline", "gates broken", "seconds"):
         table.add_column(column)
     for row in rows:
-        value = ((row["metrics"] or {}).get(metric) or {}).get("value")
-        baseline = (row["baseline"] or {}).get(metric)
+        metrics = row["metrics"]
+        measured = metrics.get(metric) if metrics else None
+        value = measured["value"] if measured else None
+        scored = row["baseline"]
+        baseline = scored.get(metric) if scored else None
         broken = [gate["gate"] for gate in row["gates"] or [] if not gate["passed"]]
         table.add_row(
             row["run_id"],
@@ -35,7 +39,7 @@ def print_history(config: Config, as_json: bool) -> None:
             "" if value is None else f"{value:.4f}",
             "" if baseline is None else f"{baseline:.4f}",
             "; ".join(broken),
-            f"{row['seconds'].get('total', 0):.0f}",
+            f"{(row['seconds'] or {}).get('total', 0):.0f}",
         )
     Console(soft_wrap=True, highlight=False).print(table if rows else f"no runs in {config.root} yet")
 

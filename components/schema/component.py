@@ -45,9 +45,7 @@ class Executor(base_executor.BaseExecutor):
             config["slices"],
         )
         for key, value in (("schema", schema), ("example_schema", parsing)):
-            io_utils.write_pbtxt_file(
-                os.path.join(artifact_utils.get_single_uri(output_dict[key]), SCHEMA_FILE), value
-            )
+            io_utils.write_pbtxt_file(os.path.join(artifact_utils.get_single_uri(output_dict[key]), SCHEMA_FILE), value)
 
 
 class TextSchemaSpec(ComponentSpec):

@@ -51,17 +51,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         statistics.span = examples.span
         with self._make_beam_pipeline() as pipeline:
             for split in artifact_utils.decode_split_names(examples.split_names):
-                source = tfxio_utils.get_split_tfxio(
-                    [examples], split, telemetry_descriptors=["StatisticsGen"]
-                )
+                source = tfxio_utils.get_split_tfxio([examples], split, telemetry_descriptors=["StatisticsGen"])
                 path = os.path.join(artifact_utils.get_split_uri([statistics], split), BINARY_PB_BASENAME)
                 # A label is one of few values; the rest of a column to slice by is of no use to anyone.
                 options = tfdv.StatsOptions(num_top_values=200, num_rank_histogram_buckets=200)
                 _ = (
                     pipeline
                     | f"Read[{split}]" >> source.BeamSource()
-                    | f"Measure[{split}]"
-                    >> beam.ParDo(MeasureTexts(config["vocab_file"], config["lower_case"]))
+                    | f"Measure[{split}]" >> beam.ParDo(MeasureTexts(config["vocab_file"], config["lower_case"]))
                     | f"Statistics[{split}]" >> tfdv.GenerateStatistics(options)
                     | f"Write[{split}]" >> tfdv.WriteStatisticsToBinaryFile(path)
                 )
@@ -81,9 +78,7 @@ class TextStatisticsGen(base_beam_component.BaseBeamComponent):
     SPEC_CLASS = TextStatisticsSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
-    def __init__(
-        self, examples: types.BaseChannel, vocab_file: str, lower_case: bool, code: str = ""
-    ) -> None:
+    def __init__(self, examples: types.BaseChannel, vocab_file: str, lower_case: bool, code: str = "") -> None:
         """Args:
         examples: raw examples.
         vocab_file: the WordPiece vocabulary.

@@ -53,22 +53,17 @@ class TextMeasurer:
             CHARACTERS: tf.strings.length(texts, unit="UTF8_CHAR").numpy().astype(np.int64),
             TOKENS: np.diff(splits).astype(np.int64),
             UNKNOWN: np.bincount(row_of, ids == self._unknown, rows).astype(np.int64),
-            COVERAGE: np.where(
-                words > 0, np.bincount(row_of, whole, rows) / np.maximum(words, 1), 1.0
-            ).astype(np.float32),
+            COVERAGE: np.where(words > 0, np.bincount(row_of, whole, rows) / np.maximum(words, 1), 1.0).astype(
+                np.float32
+            ),
         }
 
 
 def replace_texts(batch: pa.RecordBatch, measurer: TextMeasurer) -> pa.RecordBatch:
     """Args: a TFXIO batch (every column a list array). Returns: the same rows, texts replaced by their measures."""
-    texts = [
-        values[0] if values else b""
-        for values in batch.column(batch.schema.get_field_index("text")).to_pylist()
-    ]
+    texts = [values[0] if values else b"" for values in batch.column(batch.schema.get_field_index("text")).to_pylist()]
     columns = {
-        name: batch.column(index)
-        for index, name in enumerate(batch.schema.names)
-        if name not in PRIVATE_FEATURES
+        name: batch.column(index) for index, name in enumerate(batch.schema.names) if name not in PRIVATE_FEATURES
     }
     offsets = pa.array(np.arange(len(texts) + 1, dtype=np.int32))
     for name, values in measurer.measure(texts).items():

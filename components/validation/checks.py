@@ -15,8 +15,6 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 from components.config import ValidationConfig
 from components.statistics.derive import COVERAGE, TOKENS, UNKNOWN
 
-Statistics = statistics_pb2.DatasetFeatureStatisticsList
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -47,7 +45,11 @@ def schema_problems(split: str, anomalies: anomalies_pb2.Anomalies) -> list[Prob
 
 
 def content_problems(
-    split: str, statistics: Statistics, config: ValidationConfig, label_feature: str, labels: Sequence[str]
+    split: str,
+    statistics: statistics_pb2.DatasetFeatureStatisticsList,
+    config: ValidationConfig,
+    label_feature: str,
+    labels: Sequence[str],
 ) -> list[Problem]:
     """Too few examples, a label without rows, texts that the vocabulary does not fit."""
     dataset = statistics.datasets[0]
@@ -97,7 +99,7 @@ def content_problems(
     return found
 
 
-def label_counts(statistics: Statistics, label_feature: str) -> dict[str, int]:
+def label_counts(statistics: statistics_pb2.DatasetFeatureStatisticsList, label_feature: str) -> dict[str, int]:
     """Rows by label."""
     for feature in statistics.datasets[0].features:
         if _name(feature) == label_feature:
@@ -120,13 +122,13 @@ def with_comparators(schema: schema_pb2.Schema, config: ValidationConfig, label_
 
 
 def comparison_problems(
-    statistics: Statistics,
+    statistics: statistics_pb2.DatasetFeatureStatisticsList,
     schema: schema_pb2.Schema,
-    previous: Statistics | None = None,
-    serving: Statistics | None = None,
+    previous: statistics_pb2.DatasetFeatureStatisticsList | None = None,
+    serving: statistics_pb2.DatasetFeatureStatisticsList | None = None,
 ) -> list[Problem]:
     """Drift of the training data against the previous span, and skew against what the server was asked."""
-    found = []
+    found: list[Problem] = []
     if previous is not None:
         anomalies = tfdv.validate_statistics(statistics, schema, previous_statistics=previous)
         remedy = "Look at what changed in this span; where it is meant, raise validation.label_drift or length_drift"
