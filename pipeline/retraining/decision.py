@@ -213,11 +213,16 @@ def _go_on(now: dt.datetime, schedule: ScheduleConfig, run: OpenRun) -> Decision
         text = f"quiet hours until {_clock(schedule, quiet)}"
         finding = Finding("open run", False, f"{again}; held by {text}")
         return Decision(False, finding.text, (finding,), resume=run.number, check_at=quiet)
-    longest = now + dt.timedelta(seconds=schedule.retry_after_s)
+    longest = now + retry_pause(schedule, run.attempts)
     if run.not_before is not None and now < run.not_before <= longest:  # later than that: the clock was set back
         finding = Finding("open run", False, f"{again}; not before {_clock(schedule, run.not_before)}")
         return Decision(False, finding.text, (finding,), resume=run.number, check_at=run.not_before)
     return Decision(True, again, (Finding("open run", True, again),), resume=run.number)
+
+
+def retry_pause(schedule: ScheduleConfig, attempts: int) -> dt.timedelta:
+    """How long to wait after that many failed attempts: twice as long each time."""
+    return dt.timedelta(seconds=schedule.retry_after_s * 2 ** (attempts - 1))
 
 
 def _sort(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, observed: Observed) -> _Sorted:

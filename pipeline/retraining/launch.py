@@ -128,11 +128,7 @@ def run_json(
                 if stop.is_set() or late:
                     _end(process)
                     if late and not stop.is_set():
-                        return {
-                            "status": "failed",
-                            "error": f"took longer than {timeout_s:g} s",
-                            "error_kind": "Timeout",
-                        }
+                        return _failed(f"took longer than {timeout_s:g} s", "Timeout")
                     raise Stopped from None
     for line in reversed(output.decode("utf-8", "replace").splitlines()):
         with contextlib.suppress(ValueError):
@@ -140,12 +136,9 @@ def run_json(
             if isinstance(found, dict):
                 return found
     code = process.returncode
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-    return {
-        "status": "failed",
-        "error": f"the process {how}; see {log}",
-        "error_kind": "Killed" if code < 0 else "Exit",
-    }
+    if code < 0:
+        return _failed(f"the process was ended by {signal.Signals(-code).name}; see {log}", "Killed")
+    return _failed(f"the process ended with exit status {code}; see {log}", "Exit")
 
 
 def finished(root: Path, key: str, after: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from components.errors import BusyError, PipelineError
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes
 from pipeline.retraining import launch, observe, results
-from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide
+from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
 
@@ -169,7 +169,7 @@ class Scheduler:
         schedule = self._config.schedule
         summary = results.summary(result)
         if status == "failed" and results.may_pass(result) and run.attempts < schedule.attempts:
-            state.retry(run, now + dt.timedelta(seconds=schedule.retry_after_s * 2 ** (run.attempts - 1)), summary)
+            state.retry(run, now + retry_pause(schedule, run.attempts), summary)
             return state.get(run.id)
         if status == "pushed" and self._watch is not None:
             state.watching(run, summary)
@@ -187,9 +187,8 @@ class Scheduler:
         return self._close(state, run, "pushed", summary)
 
     def _close(self, state: State, run: Run, status: str, summary: dict[str, Any]) -> Run:
-        refused = (
-            [item for item in run.triggers if item.startswith("span:")] if results.is_refused_data(summary) else []
-        )
+        bad_data = results.is_refused_data(summary)
+        refused = [item for item in run.triggers if bad_data and item.startswith("span:")]
         body = results.body(self._config.name, self._config.root, run, status, summary, self._clock())
         events = [(event, {**body, "event": event}) for event in results.events(status)]
         state.settle(run, status, self._clock(), summary, events, refused)

@@ -1,0 +1,358 @@
+"""Looks, one after the other, on a real state and a run that takes milliseconds."""
+
+import json
+import sqlite3
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from components.errors import BusyError, PipelineError
+from pipeline import records
+from pipeline.retraining import launch
+from pipeline.retraining.decision import Measurement
+from pipeline.retraining.launch import Request, Stopped
+from pipeline.retraining.state import State
+
+
+def windows(project) -> list[str]:
+    return [line.split(" ", 1)[1] for line in project.effects()]
+
+
+def statuses(project) -> list[str]:
+    state = State(project.root)
+    found = [run.status for run in reversed(state.runs())]
+    state.close()
+    return found
+
+
+def test_each_new_span_is_run_once_and_in_order(project) -> None:
+    scheduler = project.scheduler()
+    assert scheduler.look().run.status == "pushed"
+    assert scheduler.look().run is None
+    project.add_span(2)
+    project.add_span(1)
+    for expected in ("[1]", "[2]"):
+        assert scheduler.look().run.status == "pushed"
+        assert windows(project)[-1] == expected
+    for _ in range(3):
+        look = scheduler.look()
+        assert look.run is None
+        assert look.decision.reason == "nothing is due: nothing new after span 2"
+    assert windows(project) == ["[0]", "[1]", "[2]"]
+
+
+def test_first_look_starts_with_the_newest_of_many_spans(make_project) -> None:
+    project = make_project()
+    for number in range(1, 20):
+        project.add_span(number)
+    assert project.scheduler().look().run.newest == 19
+    assert project.scheduler().look().run is None
+
+
+def test_first_look_starts_where_it_is_told(make_project) -> None:
+    project = make_project("schedule.first_span=18")
+    for number in range(1, 20):
+        project.add_span(number)
+    assert [project.scheduler().look().run.newest for _ in range(2)] == [18, 19]
+
+
+def test_first_look_goes_on_after_the_live_version_unless_its_data_was_corrected(project) -> None:
+    project.scheduler().look()
+    project.add_span(1)
+    project.scheduler().look()
+    for name in ("schedule.sqlite", "schedule.lock"):
+        (project.root / name).unlink()
+    assert project.scheduler().look().run is None, "the live version has seen span 1"
+    (project.root / "schedule.sqlite").unlink()
+    project.add_span(1, text="corrected")
+    assert project.scheduler().look().run.newest == 1
+
+
+def test_corrected_span_is_a_new_trigger_and_touching_its_files_is_none(project) -> None:
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.pass_time(hours=1)
+    project.add_span(0)  # the same content, written anew
+    assert scheduler.look().run is None
+    project.add_span(0, text="corrected")
+    assert scheduler.look().run.status == "pushed"
+    project.add_span(0, version=2, text="corrected again")
+    assert scheduler.look().run.triggers[0].startswith("span:0.2:")
+    assert len(project.effects()) == 3
+
+
+def test_refused_span_is_left_out_of_later_windows_until_it_is_corrected(make_project) -> None:
+    project = make_project("window.last=3")
+    bad = {"status": "failed", "error": "span-1/train.csv: 9 of 10 rows are bad", "error_kind": "DataError"}
+    project.run.faults = {1: bad}
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.add_span(1)
+    refused = scheduler.look().run
+    assert (refused.status, refused.attempts) == ("refused", 1)
+    assert refused.result["cause"] == "span-1/train.csv: 9 of 10 rows are bad"
+    assert scheduler.look().run is None, "the same data is not tried again"
+    project.add_span(2)
+    assert scheduler.look().run.exclude == (1,)
+    project.run.faults = {}
+    project.add_span(1, version=2)
+    scheduler.look()
+    assert windows(project) == ["[0]", "[0, 1]", "[0, 2]", "[0, 1, 2]"]
+
+
+def test_passing_failure_is_tried_again_later_and_later_and_then_given_up(project) -> None:
+    project.run.faults = {0: {"status": "failed", "error": "No space left on device", "error_kind": "OSError"}}
+    scheduler = project.scheduler()
+    waits = []
+    assert scheduler.look().run.status == "retry"
+    for _ in range(2):
+        look = scheduler.look()
+        assert look.run is None
+        waits.append((look.decision.check_at - project.now).total_seconds())
+        project.now = look.decision.check_at
+        run = scheduler.look().run
+    assert waits == [60.0, 120.0]
+    assert (run.status, run.attempts) == ("failed", 3)
+    project.pass_time(days=1)
+    assert scheduler.look().run is None
+    assert len(project.effects()) == 3
+
+
+def test_passing_failure_that_passes_is_one_run(project) -> None:
+    project.run.faults = {0: {"status": "failed", "error": "No space left on device", "error_kind": "OSError"}}
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.run.faults = {}
+    project.add_span(1)
+    project.pass_time(minutes=1)
+    assert scheduler.look().run.newest == 0, "the open run comes before the next span"
+    assert scheduler.look().run.newest == 1
+    assert statuses(project) == ["pushed", "pushed"]
+
+
+def test_gates_that_do_not_hold_are_named(project) -> None:
+    gates = [{"gate": "macro_f1 >= 0.6", "passed": False, "message": "macro_f1 0.4 breaks its bound 0.6"},
+             {"gate": "accuracy >= 0.1", "passed": True}]  # fmt: skip
+    project.run.faults = {0: {"status": "not_blessed", "gates": gates}}
+    run = project.scheduler().look().run
+    assert (run.status, run.result["cause"]) == ("refused", "macro_f1 0.4 breaks its bound 0.6")
+
+
+def test_clock_that_is_set_back_neither_repeats_nor_stalls(make_project) -> None:
+    project = make_project("schedule.cron=0 4 * * *")
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.pass_time(hours=2)
+    assert scheduler.look().run.key == "cron:2026-11-01T04:00:00+00:00"
+    project.pass_time(hours=-2)
+    for _ in range(5):
+        assert scheduler.look().run is None
+        project.pass_time(minutes=30)
+    project.pass_time(days=-300)
+    project.add_span(1)
+    assert scheduler.look().run.newest == 1
+    project.pass_time(days=1)
+    assert scheduler.look().run.key.startswith("cron:2026-01-06T04:00")
+    ids = [record["run_id"] for record in records.read_records(project.root)]
+    assert ids == sorted(set(ids))
+
+
+def test_measurement_out_of_bounds_runs_once_and_is_told(make_project) -> None:
+    project = make_project("schedule.on_new_span=false", "schedule.drift=0.2", "schedule.cron=0 4 * * *")
+    calls = []
+
+    def measure(live, spans, stop):
+        calls.append((live, [span.number for span in spans]))
+        return [Measurement("drift", live, "e" * 64, 0.3, "label")]
+
+    scheduler = project.scheduler(measure=measure)
+    assert scheduler.look().run is None
+    assert calls == [], "there is no live version yet"
+    project.pass_time(hours=2)
+    assert scheduler.look().run.status == "pushed"
+    run = scheduler.look().run
+    assert run.reason.startswith("drift of label, version ")
+    assert run.reason.endswith(": 0.3 > 0.2")
+    assert scheduler.look().run is None
+    assert len(calls) == 1, "measured again only after schedule.measure_every_s"
+    project.pass_time(hours=1.1)
+    assert scheduler.look().run is None, "the same evidence is answered already"
+    assert len(calls) == 2
+    state = State(project.root)
+    assert [event for _, event, *_ in state.outbox()] == ["pushed", "drift", "pushed"]
+    state.close()
+
+
+def test_watched_version_that_is_rolled_back_settles_the_run_and_marks_its_record(project) -> None:
+    run = project.scheduler(watch=lambda version, stop: "error share 0.5 > 0.01").look().run
+    assert (run.status, run.result["rolled_back"]) == ("rolled_back", "error share 0.5 > 0.01")
+    assert records.read_records(project.root)[-1]["rolled_back"] == "error share 0.5 > 0.01"
+
+
+def test_watch_that_is_interrupted_goes_on_at_the_next_look(project) -> None:
+    def stopped(version, stop):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        project.scheduler(watch=stopped).look()
+    assert statuses(project) == ["watching"]
+    seen = []
+    run = project.scheduler(watch=lambda version, stop: seen.append(version)).look().run
+    assert run.status == "pushed"
+    assert seen == [run.result["version"]]
+    assert len(project.effects()) == 1
+
+
+def test_second_schedule_on_the_same_root_is_refused(project) -> None:
+    def start(request, stop, lock):
+        with pytest.raises(BusyError, match="another schedule is at work"):
+            project.scheduler().look()
+        assert project.scheduler().explain().reason.startswith("attempt 2 of 3"), "explain needs no lock"
+        return project.run(request, stop, lock)
+
+    assert project.scheduler(start=start).look().run.status == "pushed"
+
+
+def test_explain_changes_nothing(project) -> None:
+    decision = project.scheduler().explain()
+    assert decision.run
+    assert decision.reason == "span 0 version 1 is new"
+    assert not project.root.exists()
+
+
+def test_loop_follows_new_spans_and_stops_when_told(project) -> None:
+    scheduler = project.scheduler()
+    told = []
+    thread = threading.Thread(target=scheduler.loop, args=(told.append,))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while len(project.effects()) < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    project.add_span(1)
+    while len(project.effects()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scheduler.stop.set()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert windows(project) == ["[0]", "[1]"]
+    assert [look.run.status for look in told if look.run] == ["pushed", "pushed"]
+
+
+def test_run_whose_schedule_was_killed_is_waited_for_and_its_record_taken(project, tmp_path: Path) -> None:
+    """A process that outlives the schedule: it holds the run's lock, and writes its record in the end."""
+    go = tmp_path / "go"
+    code = (
+        "import json, pathlib, sys, time\n"
+        "from pipeline import records\n"
+        "root, key, go = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])\n"
+        "while not go.exists(): time.sleep(0.02)\n"
+        "record = {'run_id': records.new_run_id(root), 'status': 'not_blessed', 'trigger': key, 'gates': []}\n"
+        "records.write_record(root, record); print(json.dumps(record))\n"
+    )
+    started = threading.Event()
+
+    class KilledSchedule(BaseException):
+        pass
+
+    def start_and_die(request, stop, lock):
+        import subprocess
+
+        subprocess.Popen([sys.executable, "-c", code, str(project.root), request.key, str(go)], pass_fds=(lock,))
+        raise KilledSchedule
+
+    with pytest.raises(KilledSchedule):
+        project.scheduler(start=start_and_die).look()
+    assert statuses(project) == ["started"]
+    results = []
+
+    def look() -> None:
+        started.set()
+        results.append(project.scheduler().look())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    started.wait(10)
+    time.sleep(0.5)
+    assert results == [], "the run is still alive"
+    go.touch()
+    thread.join(60)
+    assert results[0].run.status == "refused"
+    assert project.effects() == [], "nothing was started a second time"
+
+
+def test_process_is_ended_when_it_takes_too_long_or_the_schedule_stops(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    late = launch.run_json(sleep, tmp_path / "log", threading.Event(), timeout_s=0.1)
+    assert (late["status"], late["error_kind"]) == ("failed", "Timeout")
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        launch.run_json(sleep, tmp_path / "log", stop)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import json; print('noise'); print(json.dumps({'status': 'pushed'}))", {"status": "pushed"}),
+        ("import os; os.kill(os.getpid(), 9)", {"status": "failed", "error_kind": "Killed"}),
+        ("raise SystemExit(7)", {"status": "failed", "error_kind": "Exit"}),
+    ],
+)
+def test_process_is_taken_at_its_word_or_its_end_is_named(tmp_path: Path, code: str, expected: dict) -> None:
+    found = launch.run_json([sys.executable, "-c", code], tmp_path / "log", threading.Event())
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_request_becomes_overrides_of_the_configuration() -> None:
+    assert Request("k", 7, (3, 4)).overrides == ("window.until=7", "window.exclude=[3, 4]")
+    assert Request("k", None).overrides == ()
+
+
+def test_state_of_a_later_program_and_a_damaged_one_are_named(project) -> None:
+    project.scheduler().look()
+    path = project.root / "schedule.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(PipelineError, match="is of version 99, this program writes 1"):
+        project.scheduler().look()
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(PipelineError, match="is damaged; move it away"):
+        project.scheduler().look()
+
+
+def test_state_that_another_process_holds_is_named(project) -> None:
+    project.scheduler().look()
+    with sqlite3.connect(project.root / "schedule.sqlite") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(PipelineError, match="another process has held it"):
+            State(project.root, timeout_s=0.05)
+
+
+def test_trigger_is_recorded_once_whoever_tries(project) -> None:
+    decision = project.scheduler().explain()
+    state = State(project.root)
+    state.first_look(project.now, [])
+    assert state.start(decision, project.now, "") is not None
+    assert state.start(decision, project.now, "") is None
+    assert len(state.runs()) == 1
+    state.close()
+
+
+def test_decisions_and_skips_are_kept_for_explain(make_project) -> None:
+    project = make_project()
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.add_span(5)
+    scheduler.look()
+    project.add_span(3)
+    assert scheduler.look().run is None
+    state = State(project.root)
+    assert state.skips()[0]["reason"].startswith(
+        "span 3 version 1: the window that ends with span 5 does not reach back to it"
+    )
+    assert [entry["run"] for entry in state.decisions()] == [False, True, True]
+    state.close()
+    assert json.dumps(project.scheduler().explain().findings[1].text) == '"nothing new after span 5"'
