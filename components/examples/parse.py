@@ -190,9 +190,12 @@ class Reader:
 
     def rows(self, lines: Iterable[Line]) -> Iterator[Row | BadRow]:
         """The rows of `lines`, good and bad, in file order."""
-        row = self.row
-        found = (row(record) for record in self.records(lines) if not record.heading)
-        return rows.with_neighbours(found) if self.spec.neighbours else found
+        row, records = self.row, self.records(lines)
+        if not self.spec.neighbours:
+            return (row(record) for record in records if not record.heading)
+        return rows.with_neighbours(
+            rows.DocumentStart(self.document(record)) if record.heading else row(record) for record in records
+        )
 
     def _json_row(self, line: int, raw: bytes) -> Row | BadRow:
         values = _json_object(raw)
@@ -301,6 +304,8 @@ def _csv_records(lines: Iterable[Line], layout: Layout, spec: RowSpec) -> Iterat
             if not body:
                 continue
             fields = body.split(b",")
+        elif one := _split_one_quoted(body):
+            fields = one
         elif _COMPLETE.fullmatch(body):
             fields = _split_fields(body)
         elif opened := _OPEN.fullmatch(raw):
@@ -319,6 +324,21 @@ def _csv_records(lines: Iterable[Line], layout: Layout, spec: RowSpec) -> Iterat
             yield Record(offset, line, body, fields)
         else:
             yield Record(offset, line, body, None, rows.WRONG_COLUMNS)
+
+
+def _split_one_quoted(body: bytes) -> list[bytes] | None:
+    """The fields of a line in which one field is quoted and holds no quote: most rows, and much faster so."""
+    pieces = body.split(b'"')
+    if len(pieces) != 3:
+        return None
+    before, quoted, after = pieces
+    if (before and not before.endswith(b",")) or (after and not after.startswith(b",")):
+        return None
+    fields = before[:-1].split(b",") if before else []
+    fields.append(quoted)
+    if after:
+        fields += after[1:].split(b",")
+    return fields
 
 
 def _split_fields(body: bytes) -> list[bytes]:

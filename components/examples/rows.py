@@ -97,6 +97,12 @@ class BadRow(NamedTuple):
         return f"BadRow(line={self.line}, reason={self.reason})"
 
 
+class DocumentStart(NamedTuple):
+    """The heading of a document, in formats that have one: no row, but it ends the document before."""
+
+    id: bytes | None
+
+
 class Fault(Exception):
     """The reason why a value cannot be used; never holds the value."""
 
@@ -211,7 +217,7 @@ def _scalar(value: Any, more: bool = False) -> bytes | None:
     raise Fault(WRONG_TYPE)
 
 
-def with_neighbours(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+def with_neighbours(rows: Iterable[Row | BadRow | DocumentStart]) -> Iterator[Row | BadRow]:
     """Sets text_pair to the previous and the next sentence of the same document, joined by a space.
 
     Neighbours are the good rows before and after, in file order, with the same id; the first and the last of a
@@ -220,11 +226,12 @@ def with_neighbours(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
     """
     previous, current = b"", None
     for row in rows:
-        if isinstance(row, BadRow):
+        if not isinstance(row, Row):
             if current is not None and row.id is not None and row.id != current.id:
                 yield _paired(current, previous, b"")
                 current = None
-            yield row
+            if isinstance(row, BadRow):
+                yield row
             continue
         same = current is not None and row.id == current.id
         if current is not None:

@@ -32,10 +32,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "pipeline" / "data" / "pmc_rct_sections"
 SHARED = Path(os.environ.get("BIOBERT_CNN_DATA", ROOT.parent / "shared" / "data"))
 SECTIONS = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
-# No arguments is Beam's in-process runner. With any, TFX packs itself for remote workers, which takes seconds,
-# unless it is told that the workers have it.
-IN_MEMORY: tuple[str, ...] = ()
-NO_PACKING = "--sdk_container_image=unused"
+# The last argument: TFX would pack itself for remote workers, which takes seconds, if it named no image that has it.
+IN_MEMORY = ("--runner=FnApiRunner", "--sdk_container_image=unused")
 CSV_SPLITS = {"train": "train.csv", "eval": "dev.csv", "test": "test.csv"}
 
 
@@ -420,7 +418,7 @@ def test_worker_processes_write_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(TextExampleGenExecutor, "item_bytes", 200_000)
     data = section_data(SHIPPED, neighbours=True, drop_leaked=True)
     alone = run(tmp_path / "1", data)
-    arguments = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", NO_PACKING)
+    arguments = (*IN_MEMORY, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
     assert run(tmp_path / "2", data, arguments=arguments).shards() == alone.shards()
 
 
@@ -442,7 +440,7 @@ def test_portable_runner_writes_the_same_bytes(tmp_path):
             "--runner=PortableRunner",
             f"--job_endpoint=localhost:{port_file.read_text().strip()}",
             "--environment_type=LOOPBACK",
-            NO_PACKING,
+            "--sdk_container_image=unused",
         )
         assert run(tmp_path / "2", data, arguments=arguments).shards() == alone.shards()
     finally:

@@ -315,6 +315,12 @@ def test_bad_row_of_another_document_ends_the_document():
     assert pairs(data) == [(b"a", b""), (b"b", b"")]
 
 
+def test_pubmed_rct_document_without_sentences_ends_the_one_before():
+    data = b"###1\nMETHODS\ta\n###1\nMETHODS\tb\n###2\n\n###1\nMETHODS\tc\n"
+    rows = rows_of(data, spec("pubmed_rct", neighbours=True))
+    assert [(row.text, row.text_pair) for row in rows] == [(b"a", b"b"), (b"b", b"a"), (b"c", b"")]
+
+
 # Any rows written come back
 
 
