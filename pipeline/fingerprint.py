@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -101,6 +102,22 @@ def code_fingerprint(*parts: str) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(_ROOT)} {file_hash(file)}\n".encode())
     return digest.hexdigest()
+
+
+def code_revision() -> str:
+    """The git commit of the checkout, with "+changes" where files differ from it; else the installed version."""
+    try:
+        top, commit = _git("rev-parse", "--show-toplevel", "HEAD").split()
+        if Path(top).resolve() == _ROOT:
+            return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no").strip() else "")
+    except (OSError, ValueError, subprocess.SubprocessError):
+        pass  # no git, or not a checkout: the version says what was installed
+    return f"biobert-cnn {metadata.version('biobert-cnn')}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
 def run_fingerprint(config: Config, hashes: FileHashes) -> str:

@@ -39,6 +39,9 @@ def outcome(outputs: Outputs) -> dict[str, Any]:
         pushed = _read(outputs, "push", "pushed_model", "push.json") or {}
         if pushed.get("version") is not None:
             found.update(status="pushed", version=pushed["version"], model_path=pushed["path"])
+        else:
+            # Blessed, and yet not to be served: this very model was rolled back.
+            found.update(status="unchanged", reason=pushed.get("reason"))
     return found
 
 

@@ -50,25 +50,17 @@ def score_files(
     as_json: bool,
 ) -> None:
     """Scores files by Beam and prints the manifest's counts."""
-    from pipeline.beam import beam_arguments
-    from pipeline.score import score
+    from pipeline.score import IN_PROCESS, score
 
-    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) if source.is_dir() else (
-        source.stat().st_size if source.exists() else 0
-    )  # fmt: skip
+    # One process with TensorFlow on all cores is the fastest on one machine, whatever the size.
+    arguments = config.beam.pipeline_args or IN_PROCESS
     manifest = score(
-        config.serving_dir,
-        source,
-        output,
-        config.data,
-        version=version,
-        format=format,
-        beam_pipeline_args=beam_arguments(config.beam, size),
+        config.serving_dir, source, output, config.data, version=version, format=format, beam_pipeline_args=arguments
     )
     if as_json:
         print(json.dumps(manifest))
         return
     print(
-        f"{manifest['rows']} rows, {manifest['bad']} bad, version {manifest['version']}, "
+        f"{manifest['rows']} rows, {manifest['bad']['rows']} bad, version {manifest['version']}, "
         f"{manifest['seconds']:.1f} s → {manifest['output']}"
     )

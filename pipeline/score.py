@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 DEAD_LETTERS = "dead_letters.jsonl"
 # Small enough that little is lost by a kill, large enough that files do not pile up.
 ITEM_BYTES = 1 << 20
-_IN_PROCESS = ("--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+IN_PROCESS = ("--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 
 
 def score(
@@ -56,7 +56,7 @@ def score(
     *,
     version: int | None = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    beam_pipeline_args: Sequence[str] = _IN_PROCESS,
+    beam_pipeline_args: Sequence[str] = IN_PROCESS,
     batch_size: int = BATCH_SIZE,
     item_bytes: int = ITEM_BYTES,
 ) -> dict[str, Any]:

@@ -27,10 +27,10 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
     check = record.get("serving_check")
     if check and not check.get("blessed", True):
         console.print(f"[bold red]serving check failed:[/] {check.get('reason')}")
+    nothing = f"data, configuration and code are those of version {record['version']} → {record['model_path']}"
     messages = {
         "pushed": f"[bold green]pushed[/] version {record['version']} → {record['model_path']}",
-        "unchanged": f"[bold cyan]nothing to do[/]: data, configuration and code are those of version "
-        f"{record['version']} → {record['model_path']}",
+        "unchanged": f"[bold cyan]nothing to do[/]: {record.get('reason') or nothing}",
         "not_blessed": "[bold red]not pushed[/]: the model was not blessed",
         "partial": "[bold]done[/] up to the last step asked for",
         "failed": "[bold red]failed[/]",
