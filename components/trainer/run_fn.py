@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ import tensorflow_transform as tft
 
 from components.classifier.model import TextClassifier, build_classifier
 from components.config import EncoderConfig, HeadConfig, TrainingConfig
+from components.encoder.checkpoint import load_weights
 from components.encoder.config import BertGeometry, read_geometry
 from components.errors import ConfigError
 from components.trainer import state
@@ -58,6 +60,7 @@ def run_fn(fn_args: Any) -> None:
         log.warning("training.mixed_precision: this machine has no bfloat16 arithmetic; training in float32")
     with strategy.scope():
         model = _build(config, policy="mixed_bfloat16" if mixed else "float32")
+        loaded = _load_weights(model, config)
     checkpoint_dir = os.path.join(config["checkpoint_dir"], _fingerprint(config, train, evaluation))
     loop = Loop(
         model, train, evaluation, task, training,
@@ -83,6 +86,7 @@ def run_fn(fn_args: Any) -> None:
         "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
         "train_seconds": progress.seconds,
         "seconds": time.monotonic() - started,
+        "weights": loaded,
         "mixed_precision": mixed,
         "replicas": strategy.num_replicas_in_sync,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
@@ -115,6 +119,15 @@ def _build(config: dict[str, Any], policy: str) -> TextClassifier:
         policy,
         encoder.trainable,
     )
+
+
+def _load_weights(model: TextClassifier, config: dict[str, Any]) -> dict[str, Any] | None:
+    name = config["encoder"]["weights"]
+    if name is None:
+        return None
+    loaded = load_weights(model.encoder, name, config["vocab_file"])
+    log.info("encoder weights from %s: %s, %d tensors unused", name, loaded.format, len(loaded.unused))
+    return {"source": name, **asdict(loaded)}
 
 
 def _geometry(config: dict[str, Any], encoder: EncoderConfig) -> BertGeometry:

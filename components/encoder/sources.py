@@ -1,0 +1,159 @@
+"""Where pretrained weights come from, and their tensors by name: three formats, and names on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from components.encoder.torch_pickle import as_array, read_state_dict
+from components.errors import CheckpointError
+
+_HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
+_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights on disk.
+
+    Attributes:
+      format: `tf1` (`model.ckpt-*`), `safetensors` or `torch` (`pytorch_model.bin`).
+      files: the files that hold tensors; for `tf1` the index and data files.
+      prefix: of a TensorFlow checkpoint.
+      config, vocab: `config.json` or `bert_config.json`, and `vocab.txt` beside the weights, where present.
+    """
+
+    format: Literal["tf1", "safetensors", "torch"]
+    files: tuple[Path, ...]
+    prefix: str | None
+    config: Path | None
+    vocab: Path | None
+
+    def sha256(self) -> str:
+        """One digest over the files' names and contents, in hexadecimal."""
+        whole = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                whole.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        return whole.hexdigest()
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All tensors by the names they have in the files; bfloat16 as float32.
+
+        Raises:
+          CheckpointError: a file is damaged.
+        """
+        if self.format == "tf1":
+            return _read_tf1(str(self.prefix))
+        read = _read_safetensors if self.format == "safetensors" else read_state_dict
+        found: dict[str, np.ndarray] = {}
+        for file in self.files:
+            found |= read(file)
+        return found
+
+
+def find_source(name: str) -> Source:
+    """The weights that `encoder.weights` names.
+
+    Args:
+      name: the prefix of a TensorFlow checkpoint (`…/model.ckpt-1000000`); a folder that holds one checkpoint, or
+        `model.safetensors` (whole or in shards), or `pytorch_model.bin` (safetensors first); or a hub name at a
+        pinned revision, `organisation/name@commit`, downloaded once into the hub's own cache (`HF_HOME`), from
+        which it is read when `HF_HUB_OFFLINE` is set.
+
+    Raises:
+      CheckpointError: there are no weights, or more than one set of them.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.with_name(path.name + ".index").exists():
+        return _tf1(path)
+    match = _HUB_NAME.match(name)
+    if match:
+        return _in_folder(_download(match["repo"], match["revision"]))
+    raise CheckpointError(
+        f"encoder.weights: {name} is neither a folder, nor the prefix of a TensorFlow checkpoint, nor a hub name "
+        "with a pinned revision (organisation/name@40-digit commit)"
+    )
+
+
+def _in_folder(folder: Path) -> Source:
+    config = next((f for n in ("config.json", "bert_config.json") if (f := folder / n).exists()), None)
+    vocab = folder / "vocab.txt"
+    beside = (config, vocab if vocab.exists() else None)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return Source("safetensors", tuple(folder / Path(n).name for n in names), None, *beside)
+    if (folder / "model.safetensors").exists():
+        return Source("safetensors", (folder / "model.safetensors",), None, *beside)
+    if (folder / "pytorch_model.bin").exists():
+        return Source("torch", (folder / "pytorch_model.bin",), None, *beside)
+    prefixes = [f.with_name(f.name.removesuffix(".index")) for f in sorted(folder.glob("*.ckpt*.index"))]
+    if len(prefixes) == 1:
+        return _tf1(prefixes[0])
+    if prefixes:
+        found = ", ".join(prefix.name for prefix in prefixes)
+        raise CheckpointError(f"encoder.weights: {folder} holds several checkpoints ({found}); name one of them")
+    raise CheckpointError(
+        f"encoder.weights: {folder} holds neither model.safetensors, nor pytorch_model.bin, nor a model.ckpt-*.index"
+    )
+
+
+def _tf1(prefix: Path) -> Source:
+    config = next((f for n in ("bert_config.json", "config.json") if (f := prefix.parent / n).exists()), None)
+    vocab = prefix.parent / "vocab.txt"
+    files = (prefix.with_name(prefix.name + ".index"), *sorted(prefix.parent.glob(f"{prefix.name}.data-*")))
+    return Source("tf1", files, str(prefix), config, vocab if vocab.exists() else None)
+
+
+def _download(repo: str, revision: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    beside = ["config.json", "vocab.txt"]
+    try:
+        for weights in (["*.safetensors", "model.safetensors.index.json"], ["pytorch_model.bin"]):
+            folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=beside + weights))
+            if any(folder.glob(weights[0])):
+                return folder
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"encoder.weights: {repo}@{revision} is not in the local cache and cannot be downloaded; "
+            "connect once, or put its files into a folder and name that"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"encoder.weights: {repo}@{revision}: {type(error).__name__} from the hub") from None
+    raise CheckpointError(f"encoder.weights: {repo}@{revision} has neither safetensors nor pytorch_model.bin")
+
+
+def _read_tf1(prefix: str) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{prefix}: the checkpoint cannot be read ({type(error).__name__})") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        found = {}
+        for name, entry in deserialize(path.read_bytes()):
+            if entry["dtype"] not in _SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{path}: {name} has the unsupported type {entry['dtype']}")
+            values = as_array(bytes(entry["data"]), _SAFETENSORS_DTYPES[entry["dtype"]])
+            found[name] = values.reshape(entry["shape"])
+        return found
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,361 @@
+"""Weights in from three formats, every tensor accounted for, and nothing run that a pickle asks for."""
+
+import json
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import save_file
+
+from components.encoder.bert import BertEncoder
+from components.encoder.checkpoint import load_weights
+from components.encoder.config import BertGeometry
+from components.encoder.sources import find_source
+from components.encoder.torch_pickle import read_state_dict
+from components.errors import CheckpointError
+
+GEOMETRY = BertGeometry(
+    vocab_size=11,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=6,
+)
+CONFIG = {
+    "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+    "max_position_embeddings": 6,
+}  # fmt: skip
+
+
+def hugging_face_tensors(prefix="bert."):
+    """All tensors of a BERT as Hugging Face names and lays them out, with pooler and pretraining head."""
+    rng = np.random.default_rng(3)
+    shapes = {
+        "embeddings.word_embeddings.weight": (11, 8),
+        "embeddings.position_embeddings.weight": (6, 8),
+        "embeddings.token_type_embeddings.weight": (2, 8),
+        "pooler.dense.weight": (8, 8),
+        "pooler.dense.bias": (8,),
+    }
+    norms = ["embeddings"]
+    for n in range(2):
+        layer = f"encoder.layer.{n}"
+        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+            shapes |= {f"{layer}.{name}.weight": (8, 8), f"{layer}.{name}.bias": (8,)}
+        shapes |= {f"{layer}.intermediate.dense.weight": (12, 8), f"{layer}.intermediate.dense.bias": (12,)}
+        shapes |= {f"{layer}.output.dense.weight": (8, 12), f"{layer}.output.dense.bias": (8,)}
+        norms += [f"{layer}.attention.output", f"{layer}.output"]
+    for name in norms:
+        shapes |= {f"{name}.LayerNorm.weight": (8,), f"{name}.LayerNorm.bias": (8,)}
+    tensors = {prefix + name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return tensors | {"cls.predictions.bias": rng.normal(size=11).astype(np.float32)}
+
+
+def write_safetensors(folder, tensors):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    return str(folder)
+
+
+def write_tf1(folder, tensors):
+    """A TensorFlow 1 checkpoint with the names of Google's release, optimiser slots and all."""
+    folder.mkdir(exist_ok=True)
+    variables = {}
+    for name, value in tensors.items():
+        if name.endswith(".weight") and name.rpartition(".")[0].rpartition(".")[2] not in ("LayerNorm",):
+            if "_embeddings" in name:
+                name = name.removesuffix(".weight")
+            else:
+                name, value = name.removesuffix("weight") + "kernel", value.T
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        name = name.replace("encoder.layer.", "encoder.layer_").replace(
+            "cls.predictions.bias", "cls.predictions.output_bias"
+        )
+        variables[name.replace(".", "/")] = value
+    variables |= {f"{name}/adam_m": value for name, value in list(variables.items())}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        made = [tf.compat.v1.get_variable(name, initializer=value) for name, value in variables.items()]
+        made.append(tf.compat.v1.train.create_global_step())
+        session.run(tf.compat.v1.global_variables_initializer())
+        prefix = str(folder / "model.ckpt")
+        return tf.compat.v1.train.Saver(made).save(session, prefix, global_step=1000)
+
+
+class FloatStorage:
+    """Stands for torch's class of that name while a file is written."""
+
+    __module__ = "torch"
+
+
+class HalfStorage:
+    """Likewise."""
+
+    __module__ = "torch"
+
+
+class Written:
+    """A tensor on its way into a file."""
+
+    def __init__(self, key, array, storage=FloatStorage):
+        self.key, self.array, self.storage = key, array, storage
+
+    def __reduce__(self):
+        shape = self.array.shape
+        strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (self.place(), 0, shape, strides, False, OrderedDict())
+
+    def place(self):
+        return Place(self)
+
+
+class Place:
+    def __init__(self, written):
+        self.written = written
+
+
+class TorchPickler(pickle.Pickler):
+    legacy = False
+
+    def persistent_id(self, item):
+        if isinstance(item, Place):
+            written = item.written
+            view = (None,) if self.legacy else ()
+            return ("storage", written.storage, written.key, "cpu", written.array.size, *view)
+        return None
+
+
+@pytest.fixture
+def torch_modules(monkeypatch):
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def _rebuild_tensor_v2():
+        raise AssertionError("only named, never called")
+
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    for storage in (FloatStorage, HalfStorage):
+        setattr(torch, storage.__name__, storage)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+
+def write_torch(folder, tensors, legacy=False):
+    folder.mkdir(exist_ok=True)
+    state = OrderedDict((name, Written(str(n), value)) for n, (name, value) in enumerate(tensors.items()))
+    path = folder / "pytorch_model.bin"
+    if legacy:
+        with path.open("wb") as file:
+            pickle.dump(0x1950A86A20F9469CFC6C, file, protocol=2)
+            pickle.dump(1001, file, protocol=2)
+            pickle.dump({"protocol_version": 1001, "little_endian": True, "type_sizes": {}}, file, protocol=2)
+            pickler = TorchPickler(file, protocol=2)
+            pickler.legacy = True
+            pickler.dump(state)
+            pickle.dump([written.key for written in state.values()], file, protocol=2)
+            for written in state.values():
+                file.write(written.array.size.to_bytes(8, "little") + written.array.tobytes())
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open("archive/data.pkl", "w") as file:
+                TorchPickler(file, protocol=2).dump(state)
+            archive.writestr("archive/byteorder", "little")
+            for written in state.values():
+                archive.writestr(f"archive/data/{written.key}", written.array.tobytes())
+    return str(folder)
+
+
+def encoder_of(geometry=GEOMETRY):
+    encoder = BertEncoder(geometry)
+    encoder.build()
+    return encoder
+
+
+@pytest.fixture
+def vocab_file(tmp_path):
+    path = tmp_path / "vocab-in-use.txt"
+    path.write_text("\n".join(f"t{n}" for n in range(11)))
+    return path
+
+
+def test_every_format_gives_the_same_encoder(tmp_path, vocab_file, torch_modules):
+    tensors = hugging_face_tensors()
+    sources = {
+        "safetensors": write_safetensors(tmp_path / "s", tensors),
+        "tf1": write_tf1(tmp_path / "t", tensors),
+        "torch": write_torch(tmp_path / "b", tensors),
+        "torch, before 1.6": write_torch(tmp_path / "l", tensors, legacy=True),
+        "without bert.": write_safetensors(tmp_path / "p", hugging_face_tensors(prefix="")),
+    }
+    encoders = {}
+    for name, source in sources.items():
+        encoders[name] = encoder_of()
+        loaded = load_weights(encoders[name], source, vocab_file)
+        assert name.startswith(loaded.format) or name == "without bert."
+        assert "pooler.dense.bias" in loaded.unused
+    first = encoders.pop("safetensors")
+    qkv = first.blocks[1].attention.qkv.kernel.numpy()
+    np.testing.assert_array_equal(qkv[:, 8:16], tensors["bert.encoder.layer.1.attention.self.key.weight"].T)
+    np.testing.assert_array_equal(first.embeddings.word.numpy(), tensors["bert.embeddings.word_embeddings.weight"])
+    for encoder in encoders.values():
+        for expected, variable in zip(first.weights, encoder.weights, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), expected.numpy())
+
+
+def test_a_folder_with_one_tensorflow_checkpoint_is_found(tmp_path):
+    prefix = write_tf1(tmp_path, hugging_face_tensors())
+    source = find_source(str(tmp_path))
+    assert (source.format, source.prefix) == ("tf1", prefix)
+    assert source == find_source(prefix)
+
+
+def test_shards_are_read_together(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    names = sorted(tensors)
+    for n, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"model-{n}.safetensors")
+    index = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    encoder = encoder_of()
+    load_weights(encoder, str(tmp_path), vocab_file)
+    np.testing.assert_array_equal(encoder.embeddings.word.numpy(), tensors["bert.embeddings.word_embeddings.weight"])
+
+
+def test_fewer_layers_take_the_lower_ones(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    encoder = encoder_of(BertGeometry(**{**vars(GEOMETRY), "num_hidden_layers": 1}))
+    loaded = load_weights(encoder, write_safetensors(tmp_path / "s", tensors), vocab_file)
+    expected = tensors["bert.encoder.layer.0.output.dense.weight"].T
+    np.testing.assert_array_equal(encoder.blocks[0].output_dense.kernel.numpy(), expected)
+    assert "encoder.layer.1.output.dense.weight" in loaded.unused
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    del tensors["bert.encoder.layer.0.output.dense.bias"]
+    tensors["bert.encoder.layer.0.adapter.weight"] = np.zeros(2, np.float32)
+    tensors["bert.embeddings.word_embeddings.weight"] = np.zeros((12, 8), np.float32)
+    encoder = encoder_of()
+    before = [variable.numpy() for variable in encoder.weights]
+    with pytest.raises(CheckpointError) as error:
+        load_weights(encoder, write_safetensors(tmp_path / "s", tensors), vocab_file)
+    message = str(error.value)
+    assert "1 missing: encoder.layer.0.output.dense.bias" in message
+    assert "1 unexpected: encoder.layer.0.adapter.weight" in message
+    assert "1 misshapen: embeddings.word_embeddings.weight [12, 8] instead of [11, 8]" in message
+    for variable, value in zip(encoder.weights, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"num_attention_heads": 4}, "num_attention_heads 4"), ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05")],
+)
+def test_another_configuration_beside_the_weights_is_refused(tmp_path, vocab_file, change, message):
+    source = write_safetensors(tmp_path / "s", hugging_face_tensors())
+    (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG))
+    load_weights(encoder_of(), source, vocab_file)
+    (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(encoder_of(), source, vocab_file)
+
+
+def test_another_vocabulary_beside_the_weights_is_refused(tmp_path, vocab_file):
+    source = write_safetensors(tmp_path / "s", hugging_face_tensors())
+    (tmp_path / "s" / "vocab.txt").write_text("\n".join(f"u{n}" for n in range(11)))
+    with pytest.raises(CheckpointError, match="is not the vocabulary of the weights"):
+        load_weights(encoder_of(), source, vocab_file)
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path, monkeypatch, legacy):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    if legacy:
+        path.write_bytes(pickle.dumps(Evil(), protocol=2))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({"weight": Evil()}, protocol=2))
+    with pytest.raises(CheckpointError, match="system"):
+        read_state_dict(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path, torch_modules):
+    wide = np.lib.stride_tricks.as_strided(np.zeros(2, np.float32), (3, 4), (16, 4))  # 12 values of 2
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            TorchPickler(file, protocol=2).dump({"w": Written("0", wide)})
+        archive.writestr("archive/data/0", np.zeros(2, np.float32).tobytes())
+    with pytest.raises(CheckpointError, match="beyond its storage"):
+        read_state_dict(path)
+
+
+def test_transposed_and_half_precision_tensors_are_read(tmp_path, torch_modules):
+    value = np.arange(6, dtype=np.float16).reshape(2, 3)
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            TorchPickler(file, protocol=2).dump({"w": Written("0", value.T, HalfStorage)})
+        archive.writestr("archive/data/0", value.tobytes())
+    assert read_state_dict(path)["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_cut_off_file_is_named(tmp_path, torch_modules, share, legacy):
+    write_torch(tmp_path, hugging_face_tensors(), legacy)
+    path = tmp_path / "pytorch_model.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        read_state_dict(path)
+
+
+def test_a_cut_off_safetensors_file_is_named(tmp_path, vocab_file):
+    source = write_safetensors(tmp_path / "s", hugging_face_tensors())
+    file = tmp_path / "s" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_weights(encoder_of(), source, vocab_file)
+
+
+@pytest.mark.parametrize("name", ["absent", "dmis-lab/biobert-v1.1", "dmis-lab/biobert-v1.1@main"])
+def test_a_name_that_is_no_pinned_source_is_refused(name):
+    with pytest.raises(CheckpointError, match="pinned revision"):
+        find_source(name)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds neither"):
+        find_source(str(tmp_path))
+
+
+def test_a_folder_with_several_checkpoints_is_refused(tmp_path):
+    for name in ("model.ckpt-1.index", "model.ckpt-2.index"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"model\.ckpt-1, model\.ckpt-2"):
+        find_source(str(tmp_path))
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="not in the local cache"):
+        find_source("organisation/name@" + "0" * 40)
