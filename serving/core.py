@@ -14,7 +14,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb
 
 from serving import config as configs
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, quotable
 from serving.loader import Servable
 from serving.manager import Manager
 from serving.policy import State
@@ -142,7 +142,7 @@ class ServerCore:
         elif choice == "version_label":
             version = self._labels.get(spec.name, {}).get(spec.version_label)
             if version is None:
-                raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+                raise invalid(f"Unrecognized servable version label: {quotable(spec.version_label)}")
         with self.manager.acquire(spec.name, version) as servable:
             yield servable
 
@@ -173,7 +173,7 @@ class ServerCore:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
             if name != "signature_def":
-                raise invalid(f"Metadata field {name} is not supported")
+                raise invalid(f"Metadata field {quotable(name)} is not supported")
         with self.acquire(request.model_spec) as servable:
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in servable.signatures.items():

@@ -18,6 +18,7 @@ No message holds a text of a request.
 from __future__ import annotations
 
 import enum
+import re
 
 from components.errors import ServingError
 
@@ -65,6 +66,14 @@ class StatusError(ServingError):
 def invalid(message: str) -> StatusError:
     """`INVALID_ARGUMENT`: the commonest refusal."""
     return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+_NAME = re.compile(r"[\w.:/-]{0,100}")
+
+
+def quotable(name: str) -> str:
+    """A name that a client sent, for an error message; withheld where it may be a text put in the wrong place."""
+    return name if _NAME.fullmatch(name) else "(not a name)"
 
 
 class ClientError(ServingError):

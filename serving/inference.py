@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, quotable
 from serving.loader import NO_CALL, Call, Servable
 from serving.tensors import base_dtype, dtype_name, to_array, to_proto
 
@@ -51,7 +51,7 @@ def _fill_spec(out: model_pb2.ModelSpec, servable: Servable, signature_name: str
 
 
 def _braces(names: Iterable[str]) -> str:
-    return "{" + ",".join(sorted(names)) + "}"
+    return "{" + ",".join(quotable(n) for n in sorted(names)) + "}"
 
 
 # === Predict ===
@@ -72,7 +72,7 @@ def predict(
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
-        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{quotable(name)}" not found.')
     if options.check_method_name and signature.method_name not in (PREDICT, CLASSIFY, REGRESS):
         raise StatusError(
             Code.INTERNAL,
@@ -108,7 +108,7 @@ def _predict_feeds(
             proto = signature.defaults[alias]
         else:
             raise invalid(
-                f"input tensor alias not found in signature: {','.join(sorted(sent - wanted)) or alias}. "
+                f"input tensor alias not found in signature: {_braces(sent - wanted)}. "
                 f"Inputs expected to be in the set {_braces(wanted)}."
             )
         feeds[info.name] = _checked(alias, info, to_array(proto), proto.dtype)
@@ -129,11 +129,11 @@ def _output_aliases(signature: meta_graph_pb2.SignatureDef, output_filter: Seque
     for alias in output_filter:
         if alias not in signature.outputs:
             raise invalid(
-                f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
+                f"output tensor alias not found in signature: {quotable(alias)} Outputs expected to be in the set "
                 f"{_braces(list(signature.outputs))}."
             )
         if alias in seen:
-            raise invalid(f"duplicate output tensor alias: {alias}")
+            raise invalid(f"duplicate output tensor alias: {quotable(alias)}")
         seen.append(alias)
     return seen or sorted(signature.outputs)
 
@@ -160,7 +160,7 @@ def _signature(servable: Servable, spec: model_pb2.ModelSpec, prefix: str) -> me
     name = spec.signature_name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
-        raise invalid(f"{prefix}: {name}")
+        raise invalid(f"{prefix}: {quotable(name)}")
     return signature
 
 
@@ -313,7 +313,7 @@ def multi_inference(
             raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         name = task.model_spec.signature_name or DEFAULT_SIGNATURE
         if name in seen:
-            raise invalid(f"Duplicate evaluation of signature: {name}")
+            raise invalid(f"Duplicate evaluation of signature: {quotable(name)}")
         seen.add(name)
         signature = _signature(servable, task.model_spec, "Requested signature not found in model graph")
         if task.method_name == CLASSIFY:
@@ -321,7 +321,7 @@ def multi_inference(
         elif task.method_name == REGRESS:
             feed, outputs = _regress_names(signature, options)
         else:
-            raise StatusError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
+            raise StatusError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {quotable(task.method_name)}")
         feeds.add(feed)
         fetches += [o for o in outputs if o not in fetches]
         plan.append((task, signature))

@@ -19,7 +19,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, predict_pb2, regression_pb2
 
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, quotable
 from serving.tensors import base_dtype, dtype_name, to_array
 
 _DECODER = json.JSONDecoder()
@@ -89,7 +89,7 @@ def predict_request(
     _fill_signature(document, request)
     infos = input_infos(request.model_spec.signature_name)
     if not infos:
-        name = request.model_spec.signature_name or "DEFAULT"
+        name = quotable(request.model_spec.signature_name) or "DEFAULT"
         raise invalid(f"Failed to get input map for signature: {name}")
     if "instances" in document and "inputs" in document:
         raise invalid(
@@ -318,9 +318,8 @@ def _fill_example(value: Any, example: example_pb2.Example) -> None:
 
 
 def _add_to_feature(value: Any, name: str, feature: feature_pb2.Feature) -> None:
-    # Features are the model's own names, so they may be quoted; values may not.
     if value is None or isinstance(value, list) or _is_named(value):
-        raise invalid(f"Feature: {name} has element with unexpected JSON type: {_type(value)}")
+        raise invalid(f"Feature: {quotable(name)} has element with unexpected JSON type: {_type(value)}")
     kind: str
     item: bytes | float
     if isinstance(value, (str, dict)):
@@ -330,10 +329,10 @@ def _add_to_feature(value: Any, name: str, feature: feature_pb2.Feature) -> None
     else:
         kind, item = "int64_list", int(value)
         if not -(2**63) <= int(value) < 2**63:
-            raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+            raise invalid(f"Feature: {quotable(name)} has uint64_t element. Only int64_t is supported.")
     if feature.WhichOneof("kind") not in (None, kind):
         expected = feature.WhichOneof("kind").removesuffix("_list")
-        raise invalid(f"Unexpected element type in feature: {name} expecting type: {expected}")
+        raise invalid(f"Unexpected element type in feature: {quotable(name)} expecting type: {expected}")
     getattr(feature, kind).value.append(item)
 
 

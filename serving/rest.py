@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving import json_tensor
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, quotable
 from serving.inference import DEFAULT_SIGNATURE
 from serving.loader import Call
 from serving.service import InferenceService
@@ -148,7 +148,7 @@ class RestApi:
             name = signature or DEFAULT_SIGNATURE
             with self._service.core.acquire(spec) as servable:
                 if name not in servable.signatures:
-                    raise invalid(f'Serving signature name: "{name}" not found in signature def')
+                    raise invalid(f'Serving signature name: "{quotable(name)}" not found in signature def')
                 return dict(servable.signatures[name].inputs)
 
         rows = json_tensor.predict_request(body, request, infos)

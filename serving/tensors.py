@@ -17,7 +17,7 @@ from tensorflow.dtypes import as_dtype
 from serving.errors import Code, StatusError, invalid
 
 # One repeated value can stand for any shape; what it may unfold to is bounded by this many bytes.
-MAX_TENSOR_BYTES = 1 << 31
+MAX_TENSOR_BYTES = 1 << 30
 
 # DataType -> the repeated field of TensorProto that holds its values.
 _FIELDS: dict[int, str] = {
@@ -77,7 +77,8 @@ def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
     count = math.prod(shape)
     is_string = proto.dtype == types_pb2.DT_STRING
     item = 16 if is_string else np.dtype(_NUMPY[proto.dtype]).itemsize
-    if count * item > MAX_TENSOR_BYTES or len(shape) > 32:
+    # Zeros aside: numpy bounds the product of the others, too.
+    if math.prod(d or 1 for d in shape) * item > MAX_TENSOR_BYTES or len(shape) > 32:
         raise invalid(f"Tensor shape {shape} is larger than {MAX_TENSOR_BYTES} bytes")
     if proto.tensor_content:
         if is_string:
@@ -89,32 +90,26 @@ def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
             )
         return np.frombuffer(proto.tensor_content, _NUMPY[proto.dtype]).reshape(shape)
     values: Any = getattr(proto, field)
-    if is_string:
-        return _object_array(_fill(list(values), count, b"", shape), shape)
     if field in ("scomplex_val", "dcomplex_val"):
         if len(values) % 2:
             raise invalid("Complex tensor has an odd number of parts")
         values = [complex(values[i], values[i + 1]) for i in range(0, len(values), 2)]
-    if field == "half_val":
-        try:
-            flat = np.array(_fill(list(values), count, 0, shape), np.uint16).view(_NUMPY[proto.dtype])
-        except OverflowError as error:
-            raise invalid("half_val holds a value outside uint16") from error
-    else:
-        try:
-            flat = np.array(_fill(values, count, 0, shape), _NUMPY[proto.dtype])
-        except OverflowError as error:
-            raise invalid(f"{field} holds a value outside {dtype_name(proto.dtype)}") from error
-    return flat.reshape(shape)
-
-
-def _fill(values: Any, count: int, zero: Any, shape: list[int]) -> Any:
-    if len(values) == count:
-        return values
     if len(values) > count:
         raise invalid(f"Tensor has {len(values)} values; shape {shape} needs {count}")
-    last = values[-1] if len(values) else zero
-    return [*values, *([last] * (count - len(values)))]
+    if is_string:
+        flat = _object_array(list(values), [len(values)])
+    else:
+        try:
+            if field == "half_val":
+                flat = np.array(values, np.uint16).view(_NUMPY[proto.dtype])
+            else:
+                flat = np.array(values, _NUMPY[proto.dtype])
+        except OverflowError as error:
+            raise invalid(f"{field} holds a value outside {dtype_name(proto.dtype)}") from error
+    if len(flat) < count:
+        last = flat[-1] if len(flat) else (b"" if is_string else 0)
+        flat = np.concatenate([flat, np.full(count - len(flat), last, flat.dtype)])
+    return flat.reshape(shape)
 
 
 def _object_array(values: list[bytes], shape: list[int]) -> np.ndarray:

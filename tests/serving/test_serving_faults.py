@@ -1,0 +1,351 @@
+"""Faults under a steady load: no wrong answer, no failed good request, memory and threads back to where they were."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import string
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serving.client import Client
+from serving.errors import ClientError
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+def make_request(texts: list[bytes]) -> bytes:
+    from serving import protos
+
+    request = protos.PredictRequest()
+    request.model_spec.name = "m"
+    tensor = request.inputs["text"]
+    tensor.dtype = protos.DT_STRING
+    tensor.tensor_shape.dim.add().size = len(texts)
+    tensor.string_val.extend(texts)
+    return request.SerializeToString()
+
+
+class Load:
+    """Asks over gRPC and REST without pause; checks every answer; a context manager.
+
+    The right probability of class `long` for a text of n letters is n / (n + 10).
+    """
+
+    def __init__(self, target: str, rest: str):
+        self._target, self._rest = target, rest
+        self.answers, self.wrong, self.failed = 0, [], []
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._grpc), threading.Thread(target=self._http)]
+
+    def _check(self, sizes: list[int], found: list[float]) -> None:
+        expected = [n / (n + 10) for n in sizes]
+        self.answers += 1
+        if any(abs(e - f) > 1e-5 for e, f in zip(expected, found, strict=True)):
+            self.wrong.append((sizes, found))
+
+    def _grpc(self) -> None:
+        generator = random.Random(1)
+        with Client(self._target, "m", timeout_s=30) as client:
+            while not self._done.is_set():
+                sizes = [generator.randint(1, 60) for _ in range(generator.randint(1, 4))]
+                try:
+                    found = client.predict(["a" * n for n in sizes])
+                    self._check(sizes, [p.probabilities["long"] for p in found])
+                except ClientError as error:
+                    self.failed.append(str(error))
+
+    def _http(self) -> None:
+        generator = random.Random(2)
+        connection = http.client.HTTPConnection(self._rest.removeprefix("http://"), timeout=30)
+        while not self._done.is_set():
+            sizes = [generator.randint(1, 60) for _ in range(generator.randint(1, 4))]
+            connection.request("POST", "/v1/models/m:predict", json.dumps({"instances": ["a" * n for n in sizes]}))
+            response = connection.getresponse()
+            body = json.loads(response.read())
+            if response.status == 200:
+                self._check(sizes, [p["probabilities"][1] for p in body["predictions"]])
+            else:
+                self.failed.append(f"{response.status} {body}")
+        connection.close()
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        assert self.wrong == []
+        assert self.failed == []
+        assert self.answers > 20
+
+
+def memory_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.fixture
+def faulty(spawn, toys, tmp_path):
+    """A server process with batching, on a base path that a test may harm."""
+    base = tmp_path / "model"
+    shutil.copytree(toys.text, base)
+    parameters = tmp_path / "batching_parameters.txt"
+    parameters.write_text("max_batch_size { value: 32 } batch_timeout_micros { value: 500 }")
+    process = spawn(
+        f"--model_base_path={base}", "--model_name=m", "--enable_batching", f"--batching_parameters_file={parameters}",
+        "--grpc_max_threads=32", "--max_num_load_retries=0", rest=True,
+    )  # fmt: skip
+    process.base = base
+    return process
+
+
+def publish(toys, base: Path, version: int, spoil=lambda folder: None) -> None:
+    hidden = base / f".tmp-{version}"
+    shutil.copytree(toys.text / "1", hidden)
+    spoil(hidden)
+    hidden.rename(base / str(version))
+
+
+def versions(process) -> dict[int, str]:
+    with urllib.request.urlopen(process.rest + "/v1/models/m", timeout=30) as response:
+        found = json.loads(response.read())["model_version_status"]
+    return {int(s["version"]): s["state"] for s in found}
+
+
+def swap(process, toys, eventually, count: int, pause_s: float) -> None:
+    """Publishes versions and faults, as a careless hand would, while the load goes on."""
+    base = process.base
+    for version in range(2, 2 + count):
+        publish(toys, base, version)
+        shutil.rmtree(base / str(version - 2), ignore_errors=True)
+        time.sleep(pause_s)
+    newest = 1 + count
+    eventually(lambda: versions(process).get(newest) == "AVAILABLE")
+    publish(toys, base, newest + 1, lambda f: (f / "saved_model.pb").write_bytes(b"\xff" * 500))
+    publish(toys, base, newest + 2, lambda f: shutil.rmtree(f / "variables"))
+    eventually(lambda: versions(process).get(newest + 2) == "END")
+    assert versions(process)[newest] == "AVAILABLE"
+    shutil.rmtree(base / str(newest + 1))
+    shutil.rmtree(base / str(newest + 2))
+    publish(toys, base, newest + 3)
+    eventually(lambda: versions(process).get(newest + 3) == "AVAILABLE")
+    shutil.rmtree(base / str(newest + 3))
+    eventually(lambda: versions(process).get(newest) == "AVAILABLE")
+    base.rename(base.with_name("gone"))
+    time.sleep(1.5)
+    base.with_name("gone").rename(base)
+    publish(toys, base, newest + 4)
+    eventually(lambda: versions(process).get(newest + 4) == "AVAILABLE")
+
+
+def test_versions_come_break_and_go_under_load_and_leave_nothing_behind(faulty, toys, eventually):
+    pid = faulty.popen.pid
+    with Load(faulty.target, faulty.rest):
+        swap(faulty, toys, eventually, count=3, pause_s=1.0)
+        before = memory_mb(pid), threads(pid), files(pid)
+        last = max(versions(faulty))
+        for version in range(last + 1, last + 9):
+            publish(toys, faulty.base, version)
+            eventually(lambda version=version: versions(faulty).get(version) == "AVAILABLE")
+        eventually(lambda: list(versions(faulty).values()).count("AVAILABLE") == 1)
+        after = memory_mb(pid), threads(pid), files(pid)
+    assert after[0] < before[0] + 60
+    assert after[1] <= before[1] + 4
+    assert after[2] <= before[2] + 4
+
+
+@pytest.mark.slow
+def test_a_new_version_every_second_for_a_minute(faulty, toys, eventually):
+    with Load(faulty.target, faulty.rest):
+        swap(faulty, toys, eventually, count=60, pause_s=1.0)
+
+
+def test_clients_that_misbehave_disturb_nobody(faulty, eventually):
+    """Connections opened and left, clients that vanish, malformed messages, huge ones, and a reader that dawdles."""
+    pid = faulty.popen.pid
+    host, port = faulty.rest.removeprefix("http://").split(":")
+    grpc_address = (host, int(faulty.target.split(":")[1]))
+    channel = grpc.insecure_channel(faulty.target)
+    raw = channel.unary_unary(PREDICT)
+    raw(make_request([b"warm"]), timeout=30)
+    with Load(faulty.target, faulty.rest):
+        time.sleep(1.0)
+        before = memory_mb(pid), threads(pid), files(pid)
+
+        left = [socket.create_connection((host, int(port)), 30) for _ in range(700)]
+        left += [socket.create_connection(grpc_address, 30) for _ in range(300)]
+        time.sleep(0.5)
+        assert threads(pid) <= before[1] + 45  # gRPC's and REST's pools may fill; a connection costs no thread
+        for one in left:
+            one.close()
+
+        for i in range(60):
+            with socket.create_connection((host, int(port)), 30) as one:
+                one.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+            call = raw.future(make_request([b"a" * i]), timeout=30)
+            call.cancel()
+
+        generator = random.Random(3)
+        codes = set()
+        for _ in range(60):
+            with pytest.raises(grpc.RpcError) as caught:
+                raw(bytes(generator.randrange(256) for _ in range(40)), timeout=30)
+            codes.add(caught.value.code())
+        assert codes <= {grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+
+        large = make_request([b"a" * (64 << 20)])
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(faulty.target, options) as big:
+            from serving import protos
+
+            answer = protos.PredictResponse.FromString(big.unary_unary(PREDICT)(large, timeout=120))
+        assert answer.outputs["probabilities"].float_val[1] == pytest.approx(1.0, abs=1e-6)
+
+        with socket.create_connection((host, int(port)), 30) as slow:
+            body = json.dumps({"instances": ["a"] * 32}).encode()
+            head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            slow.sendall(head.encode() + body)
+            got = b""
+            while b"\r\n\r\n" not in got or not got.endswith(b"]\n}"):
+                got += slow.recv(64)
+                time.sleep(0.01)
+        assert got.startswith(b"HTTP/1.1 200")
+
+        eventually(lambda: files(pid) <= before[2] + 10)
+        eventually(lambda: threads(pid) <= before[1] + 45)
+        eventually(lambda: memory_mb(pid) < before[0] + 150)
+    channel.close()
+
+
+def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp_path):
+    parameters = tmp_path / "p.txt"
+    parameters.write_text("max_batch_size { value: 64 } batch_timeout_micros { value: 1500000 }")
+    process = spawn(
+        f"--model_base_path={toys.text}", "--model_name=m", "--enable_batching",
+        f"--batching_parameters_file={parameters}", "--grpc_max_threads=16",
+    )  # fmt: skip
+    with grpc.insecure_channel(process.target) as channel:
+        calls = [channel.unary_unary(PREDICT).future(make_request([b"a" * 10]), timeout=30) for _ in range(5)]
+        time.sleep(0.4)  # they wait for their batch
+        process.popen.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(PREDICT)(make_request([b"late"]), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert [c.code() for c in calls] == [grpc.StatusCode.OK] * 5
+    assert process.popen.wait(60) == 0
+
+
+# === Fuzz ===
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_json = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+_keys = st.sampled_from(["instances", "inputs", "examples", "context", "signature_name", "x", "b64"])
+_bodies = st.one_of(
+    st.binary(max_size=40),
+    _json.map(lambda v: json.dumps(v).encode()),
+    st.dictionaries(_keys, _json | st.dictionaries(_keys, _json, max_size=2), max_size=3).map(
+        lambda v: json.dumps(v).encode()
+    ),
+    st.lists(st.floats(width=32) | st.lists(st.floats(width=32), max_size=2), min_size=1, max_size=4).map(
+        lambda v: json.dumps({"instances": v}).encode()
+    ),
+)
+_paths = st.sampled_from(
+    [
+        f"/v1/models/{name}{where}:{method}"
+        for name in ("default", "nope", "%ff", "a%20b")
+        for where in ("", "/versions/123", "/versions/9", "/labels/x")
+        for method in ("predict", "classify", "regress")
+    ]
+) | st.text(string.printable, max_size=20).map(lambda t: "/v1/" + t)
+_methods = st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "OPTIONS", "HEAD"])
+CANARY = "Zx9 canary"
+
+
+@pytest.fixture
+def rest_api(serve, toys):
+    from serving.metrics import Metrics
+    from serving.rest import RestApi
+    from serving.service import InferenceService
+
+    running = serve(toys.half_plus_two)
+    return RestApi(InferenceService(running.server._core, Metrics()))
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(rest_api, count):
+    from serving.rest import Request
+
+    seen: dict[int, int] = {}
+
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(_methods, _paths, _bodies)
+    def fuzz(method, path, body):
+        if len(body) % 7 == 0:
+            body = body.replace(b'"x"', f'"{CANARY}"'.encode())
+        response = rest_api.handle(Request(method, path, {}, body))
+        seen[response.status] = seen.get(response.status, 0) + 1
+        assert response.status in (200, 400, 404, 501)
+        if response.status != 200:
+            message = json.loads(response.body)["error"]
+            assert isinstance(message, str)
+            assert "canary" not in message
+
+    fuzz()
+    assert seen.keys() >= {200, 400, 404}
+
+
+def test_fuzzed_tensors_never_crash_the_decoder():
+    from tensorflow.core.framework import tensor_pb2
+
+    from serving.errors import Code, StatusError
+    from serving.tensors import to_array
+
+    @settings(max_examples=2000, deadline=None, database=None)
+    @given(
+        st.integers(0, 30), st.lists(st.integers(-2, 5) | st.integers(2**31, 2**62), max_size=3),
+        st.binary(max_size=30), st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4),
+        st.lists(st.binary(max_size=3), max_size=4),
+    )  # fmt: skip
+    def fuzz(dtype, dims, content, ints, strings):
+        proto = tensor_pb2.TensorProto(dtype=dtype, tensor_content=content, int_val=ints, string_val=strings)
+        proto.half_val.extend(ints)
+        for dim in dims:
+            proto.tensor_shape.dim.add().size = dim
+        try:
+            found = to_array(proto)
+        except StatusError as error:
+            outcomes.append(error.code)
+        else:
+            outcomes.append(Code.OK if list(found.shape) == dims else Code.UNKNOWN)
+
+    outcomes: list[Code] = []
+    fuzz()
+    assert set(outcomes) == {Code.OK, Code.INVALID_ARGUMENT}
