@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from components.errors import ConfigError, PipelineError
+from pipeline.retraining import commands
 
 app = typer.Typer(
     name="biobert-cnn",
@@ -240,6 +241,9 @@ def bench_serve(context: typer.Context) -> None:
     from serving.bench import main as bench
 
     raise typer.Exit(bench(context.args))
+
+
+commands.register(app, errors_in_words)
 
 
 def main() -> None:

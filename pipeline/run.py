@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from components.errors import PipelineError
 from pipeline import records, spans
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes, code_fingerprint, run_fingerprint
+from pipeline.fingerprint import FileHashes, code_fingerprint, code_revision, run_fingerprint
 from pipeline.outcome import outcome
+from pipeline.retraining import housekeeping
 from pipeline.steps import STEPS
 
 if TYPE_CHECKING:
@@ -54,16 +55,19 @@ def run(
     """
     began = time.monotonic()
     root = config.root
-    with records.root_lock(root, wait):
-        hashes = FileHashes(root / "file_hashes.json")
-        fingerprint = run_fingerprint(config, hashes)
-        hashes.save()
-        whole = from_step is None and to_step is None
-        known = None if force or not whole else _settled(root, config, fingerprint)
-        if known is not None:
-            status = "unchanged" if known["status"] == "pushed" else known["status"]
-            return {**known, "status": status, "seconds": {"total": round(time.monotonic() - began, 2)}}
-        return _execute(config, fingerprint, from_step, to_step, began, trigger)
+    try:
+        with records.root_lock(root, wait):
+            hashes = FileHashes(root / "file_hashes.json")
+            fingerprint = run_fingerprint(config, hashes)
+            hashes.save()
+            whole = from_step is None and to_step is None
+            known = None if force or not whole else _settled(root, config, fingerprint)
+            if known is not None:
+                status = "unchanged" if known["status"] == "pushed" else known["status"]
+                return {**known, "status": status, "seconds": {"total": round(time.monotonic() - began, 2)}}
+            return _execute(config, fingerprint, from_step, to_step, began, trigger)
+    except OSError as error:  # of a step's own it would be a StepError
+        raise PipelineError(housekeeping.explain_os(error, root)) from None
 
 
 def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | None:
@@ -109,6 +113,7 @@ def _execute(
     with quiet(log) as console:
         console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
         try:
+            housekeeping.before_run(config, run_id)
             with StepDisplay(console) as display, progress.listening(display.report):
                 pipeline = _prepare(config, fingerprint, console)
                 from pipeline import local
@@ -125,8 +130,18 @@ def _execute(
             raise
         finally:
             record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
-            records.write_record(root, record)
+            _keep(root, record, console)
     return record
+
+
+def _keep(root: Path, record: dict[str, Any], console: Console) -> None:
+    """Writes the record; where that fails because of what the run failed of, the run's own error is the one to tell."""
+    try:
+        records.write_record(root, record)
+    except OSError as error:
+        if error.__context__ is None:
+            raise
+        console.print(f"the run's record could not be written ({error.strerror})")
 
 
 def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
@@ -138,6 +153,7 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
         "name": config.name,
         "fingerprint": fingerprint,
         "code": code_fingerprint(),
+        "revision": code_revision(),
         "configuration": config.decisive(),
     }
     return create_pipeline(config, facts, _range(config))

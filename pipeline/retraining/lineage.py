@@ -1,0 +1,146 @@
+"""From a version to what it was made of, and from a span to every version that has seen it.
+
+Read from the versions' own folders (`assets.extra/lineage.json`), those that were rolled back included, from the
+journal of the base path and from the runs' records, so that versions long removed are known too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from components.errors import PushError
+from components.push import base_path
+from pipeline import records
+from pipeline.config import Config
+
+
+def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
+    """What is known of a version (None: the live one).
+
+    Returns:
+      `version`, `state` (live, kept, rolled_back, removed), `spans`, `files`, `code`, `configuration`, `metrics`,
+      `gates`, `artifacts`, `software`, `model`, `pushed_at`, `blessed`, `journal` and `run` (the id of its record).
+
+    Raises:
+      PushError: there is no such version and never was.
+    """
+    everything = _versions(config.serving_dir)
+    journal = base_path.read_journal(config.serving_dir)
+    record = _record_of(config.root, number)
+    published = base_path.published(config.serving_dir)
+    if number is None:
+        if not published:
+            raise PushError(f"{config.serving_dir}: no version has been pushed yet")
+        number = max(published)
+        record = _record_of(config.root, number)
+    path, state = everything.get(number, (None, "removed"))
+    entries = [entry for entry in journal if entry.get("version") == number]
+    lineage = (base_path.read_lineage(path) if path is not None else None) or {}
+    if path is None and not entries and record is None:
+        known = ", ".join(str(found) for found in sorted(everything)) or "none"
+        raise PushError(f"{config.serving_dir}: there is no version {number}; those that there are: {known}")
+    data = lineage.get("data") or (record or {}).get("data") or {}
+    run = lineage.get("run") or {}
+    return {
+        "version": number,
+        "state": state,
+        "path": None if path is None else str(path),
+        "pushed_at": lineage.get("pushed_at"),
+        "blessed": lineage.get("blessed"),
+        "spans": spans_of(data),
+        "files": data.get("files") or [],
+        "rows": data.get("rows"),
+        "code": run.get("code"),
+        "fingerprint": run.get("fingerprint") or (record or {}).get("fingerprint"),
+        "configuration": run.get("configuration"),
+        "metrics": lineage.get("metrics") or (record or {}).get("metrics") or {},
+        "gates": lineage.get("gates") or (record or {}).get("gates") or [],
+        "model": (lineage.get("model") or {}).get("sha256"),
+        "artifacts": lineage.get("artifacts") or {},
+        "software": lineage.get("software") or {},
+        "warm_start": (lineage.get("training") or {}).get("warm_start"),
+        "run": None if record is None else record["run_id"],
+        "trigger": None if record is None else record.get("trigger"),
+        "rolled_back": None if record is None else record.get("rolled_back"),
+        "journal": entries,
+    }
+
+
+def of_span(config: Config, span: int) -> list[dict[str, Any]]:
+    """Every version whose data held a span, the oldest first: version, state, the span's files with their hashes."""
+    found: dict[int, dict[str, Any]] = {}
+    for record in records.read_records(config.root):
+        if isinstance(record.get("version"), int) and span in spans_of(record.get("data") or {}):
+            found[record["version"]] = {"data": record["data"], "run": record["run_id"]}
+    everything = _versions(config.serving_dir)
+    for number, (path, _) in everything.items():
+        lineage = base_path.read_lineage(path) or {}
+        if span in spans_of(lineage.get("data") or {}):
+            found[number] = {"run": None, **found.get(number, {}), "data": lineage["data"]}
+    return [
+        {
+            "version": number,
+            "state": everything[number][1] if number in everything else "removed",
+            "run": facts["run"],
+            "files": [file for file in facts["data"].get("files") or [] if file.get("span", span) == span],
+        }
+        for number, facts in sorted(found.items())
+    ]
+
+
+def spans_of(data: dict[str, Any]) -> list[int]:
+    """The spans of an ingest report, or of several put together."""
+    if data.get("spans"):
+        return [entry["span"] if isinstance(entry, dict) else int(entry) for entry in data["spans"]]
+    return [] if data.get("span") is None else [int(data["span"])]
+
+
+def print_version(found: dict[str, Any], as_json: bool) -> None:
+    """Prints `of_version`."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"version {found['version']}  {found['state']}  pushed {found['pushed_at'] or 'at an unknown time'}")
+    for name in ("path", "run", "trigger", "rolled_back", "code", "fingerprint", "model"):
+        if found[name]:
+            console.print(f"  {name:<12} {found[name]}")
+    console.print(f"  {'spans':<12} {', '.join(map(str, found['spans'])) or 'unknown'}")
+    for file in found["files"]:
+        console.print(f"  {file.get('sha256')}  {file.get('split', '')}  {file.get('file')}", markup=False)
+    for name, facts in sorted(found["metrics"].items()):
+        console.print(f"  {name:<20} {facts['value']:.4f}" if facts else f"  {name:<20} –")
+    for gate in found["gates"]:
+        console.print(f"  {'held' if gate['passed'] else 'BROKEN':<8} {gate['gate']}  value {gate['value']}")
+    for entry in found["journal"]:
+        console.print(f"  {entry['at']}  {entry['event']}  by {entry['by']}  {entry['reason']}")
+
+
+def print_span(span: int, found: list[dict[str, Any]], as_json: bool) -> None:
+    """Prints `of_span`."""
+    if as_json:
+        print(json.dumps({"span": span, "versions": found}))
+        return
+    if not found:
+        print(f"no version has seen span {span}")
+    for entry in found:
+        hashes = ", ".join(f"{file.get('file')} {str(file.get('sha256'))[:12]}" for file in entry["files"])
+        print(f"version {entry['version']}  {entry['state']}  run {entry['run'] or 'unknown'}  {hashes}")
+
+
+def _versions(serving_dir: Path) -> dict[int, tuple[Path, str]]:
+    published = base_path.published(serving_dir)
+    found = {n: (path, "rolled_back") for n, path in base_path.rolled_back(serving_dir).items()}
+    live = max(published, default=None)
+    found.update({n: (path, "live" if n == live else "kept") for n, path in published.items()})
+    return found
+
+
+def _record_of(root: Path, number: int | None) -> dict[str, Any] | None:
+    if number is None:
+        return None
+    return next((record for record in reversed(records.read_records(root)) if record.get("version") == number), None)

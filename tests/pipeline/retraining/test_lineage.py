@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from components.errors import PushError
+from pipeline import versions
+from pipeline.retraining import lineage
+
+
+@pytest.fixture
+def pushed(make_project):
+    """Three versions of windows of two spans: [0], [0, 1], [1, 2]."""
+    project = make_project("window.last=2")
+    scheduler = project.scheduler()
+    for span in range(3):
+        if span:
+            project.add_span(span)
+            project.pass_time(days=1)
+        scheduler.look()
+    return project
+
+
+def numbers(project) -> list[int]:
+    return sorted(version.number for version in versions.list_versions(project.config.serving_dir))
+
+
+def test_version_leads_back_to_its_spans_files_and_trigger(pushed) -> None:
+    found = lineage.of_version(pushed.config)
+    assert (found["version"], found["state"]) == (numbers(pushed)[-1], "live")
+    assert found["spans"] == [1, 2]
+    assert [file["file"].split("/")[-3] for file in found["files"]] == ["span-1", "span-1", "span-2", "span-2"]
+    assert all(len(file["sha256"]) == 64 for file in found["files"])
+    assert found["trigger"].startswith("span:2.1:")
+    assert [entry["event"] for entry in found["journal"]] == ["push"]
+
+
+def test_span_leads_forward_to_every_version_that_saw_it_rolled_back_or_removed(pushed) -> None:
+    first, second, third = numbers(pushed)
+    versions.rollback(pushed.config.serving_dir)
+    assert [(v["version"], v["state"]) for v in lineage.of_span(pushed.config, 1)] == [
+        (second, "live"), (third, "rolled_back"),
+    ]  # fmt: skip
+    assert [v["version"] for v in lineage.of_span(pushed.config, 2)] == [third]
+    assert lineage.of_span(pushed.config, 7) == []
+    assert lineage.of_version(pushed.config, third)["state"] == "rolled_back"
+    (pushed.config.serving_dir / str(first)).rename(pushed.folder / "away")
+    assert lineage.of_version(pushed.config, first)["state"] == "removed"
+    assert [(v["version"], v["state"]) for v in lineage.of_span(pushed.config, 0)] == [
+        (first, "removed"), (second, "live"),
+    ]  # fmt: skip
+
+
+def test_version_that_never_was_is_named_with_those_that_are(pushed) -> None:
+    listed = ", ".join(map(str, numbers(pushed)))
+    with pytest.raises(PushError, match=f"there is no version 7; those that there are: {listed}"):
+        lineage.of_version(pushed.config, 7)
+
+
+def test_no_version_yet(make_project) -> None:
+    with pytest.raises(PushError, match="no version has been pushed yet"):
+        lineage.of_version(make_project().config)
+
+
+def test_printed_for_a_person_and_for_a_program(pushed, capsys) -> None:
+    found = lineage.of_version(pushed.config)
+    lineage.print_version(found, as_json=True)
+    assert json.loads(capsys.readouterr().out) == found
+    lineage.print_version(found, as_json=False)
+    out = capsys.readouterr().out
+    assert f"version {found['version']}  live" in out
+    assert "spans        1, 2" in out
+    assert found["files"][0]["sha256"] in out
+    lineage.print_span(1, lineage.of_span(pushed.config, 1), as_json=False)
+    assert capsys.readouterr().out.count("version ") == 2
+    lineage.print_span(9, [], as_json=False)
+    assert capsys.readouterr().out == "no version has seen span 9\n"

@@ -1,0 +1,154 @@
+"""Looks at a server in a table; then the watch over time, with a scripted server and with a real one's metrics page."""
+# ruff: noqa: E501 - a row of a table stands on one line
+
+import json
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from components.push.base_path import published, read_journal
+from pipeline.retraining.config import WatchConfig
+from pipeline.retraining.launch import Stopped
+from pipeline.retraining.watch import Counts, Seen, ServerWatch, judge, read_counts
+from serving.metrics import Metrics
+
+START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
+BEFORE = Counts(1000, 5, 1000, 1000 * 20_000)
+
+
+def after(requests: float, failed: float, milliseconds: float = 20.0) -> Counts:
+    return Counts(1000 + requests, 5 + failed, 1000 + requests, BEFORE.latency_us + requests * milliseconds * 1000)
+
+
+JUDGE_TABLE = [
+    # what                                  before  seen                                         verdict        reason holds
+    ("the server does not answer",          BEFORE, Seen(False),                                 "unreachable", ""),
+    ("not known yet",                       None,   Seen(True),                                  "waiting",     ""),
+    ("loading",                             None,   Seen(True, LOADING),                         "waiting",     ""),
+    ("failed to load",                      None,   Seen(True, END, 3),                          "rollback",    "failed to load (status code 3)"),
+    ("unloaded without an error",           BEFORE, Seen(True, END, 0),                          "waiting",     ""),
+    ("loaded",                              None,   Seen(True, AVAILABLE, 0, BEFORE),            "serving",     ""),
+    ("loaded, no metrics",                  None,   Seen(True, AVAILABLE),                       "serving",     ""),
+    ("few requests are not judged",         BEFORE, Seen(True, AVAILABLE, 0, after(19, 19)),     "serving",     ""),
+    ("errors within",                       BEFORE, Seen(True, AVAILABLE, 0, after(100, 1)),     "serving",     ""),
+    ("errors beyond",                       BEFORE, Seen(True, AVAILABLE, 0, after(100, 2)),     "rollback",    "2.00% of 100 requests failed"),
+    ("as many errors as before it",         Counts(100, 40), Seen(True, AVAILABLE, 0, Counts(200, 80)), "serving", ""),
+    ("latency within",                      BEFORE, Seen(True, AVAILABLE, 0, after(100, 0, 50)), "serving",     ""),
+    ("latency beyond",                      BEFORE, Seen(True, AVAILABLE, 0, after(100, 0, 51)), "rollback",    "took 51.0 ms each on average"),
+    ("the server was started anew",         BEFORE, Seen(True, AVAILABLE, 0, Counts(50, 0, 50, 1.0)), "serving", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "seen", "verdict", "reason"), [row[1:] for row in JUDGE_TABLE],
+                         ids=[row[0] for row in JUDGE_TABLE])  # fmt: skip
+def test_judge(before, seen, verdict, reason) -> None:
+    config = WatchConfig(target="host:1", max_latency_ms=50.0)
+    found, why = judge(config, 7, before, seen)
+    assert found == verdict
+    assert reason in why
+    assert bool(why) is (verdict == "rollback")
+
+
+class Clock:
+    """Time that passes only while the watch waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, stop: Event, seconds: float) -> bool:
+        self.now += seconds
+        return stop.is_set()
+
+
+@pytest.fixture
+def serving_dir(tmp_path: Path) -> Path:
+    for number in (1, 2):
+        folder = tmp_path / "serving" / str(number) / "assets.extra"
+        folder.mkdir(parents=True)
+        (folder / "lineage.json").write_text(json.dumps({"blessed": True}))
+    return tmp_path / "serving"
+
+
+def watched(serving_dir: Path, looks: list[Seen], **bounds) -> tuple[str | None, Clock]:
+    clock = Clock()
+    script = iter(looks)
+    last = [looks[0]]
+
+    def look(version: int) -> Seen:
+        last[0] = next(script, last[0])
+        return last[0]
+
+    config = WatchConfig(target="host:1", watch_s=60, poll_s=5, load_timeout_s=30, **bounds)
+    return ServerWatch(config, "m", serving_dir, look, clock, clock.wait)(2, Event()), clock
+
+
+def test_good_version_is_watched_for_its_time_from_when_it_was_loaded(serving_dir: Path) -> None:
+    looks = [Seen(True), Seen(True, LOADING), Seen(True, AVAILABLE, 0, BEFORE)]
+    reason, clock = watched(serving_dir, looks)
+    assert (reason, clock.now) == (None, 70.0)
+    assert sorted(published(serving_dir)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("looks", "reason"),
+    [
+        ([Seen(True, LOADING), Seen(True, END, 13)], "version 2 failed to load (status code 13)"),
+        ([Seen(True, AVAILABLE, 0, BEFORE), Seen(True, AVAILABLE, 0, after(100, 50))], "50.00% of 100 requests failed"),
+        ([Seen(True, LOADING)], "was not loaded within watch.load_timeout_s = 30"),
+        ([Seen(True, AVAILABLE, 0, BEFORE), Seen(False)], "the model server has not answered for 35 s since version 2"),
+    ],
+)
+def test_bad_version_is_rolled_back_and_the_journal_says_why(serving_dir: Path, looks, reason) -> None:
+    found, _ = watched(serving_dir, looks)
+    assert reason in found
+    assert found.endswith("version 1 is live again")
+    assert sorted(published(serving_dir)) == [1]
+    assert reason in read_journal(serving_dir)[-1]["reason"]
+
+
+def test_server_that_never_answers_is_no_fault_of_the_version(serving_dir: Path) -> None:
+    assert watched(serving_dir, [Seen(False)])[0] is None
+    assert sorted(published(serving_dir)) == [1, 2]
+
+
+def test_short_silence_is_borne(serving_dir: Path) -> None:
+    serving = Seen(True, AVAILABLE, 0, BEFORE)
+    looks = [serving, *[Seen(False)] * 5, serving]
+    assert watched(serving_dir, looks)[0] is None
+
+
+def test_first_version_cannot_be_rolled_back_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "serving" / "2").mkdir(parents=True)
+    found, _ = watched(tmp_path / "serving", [Seen(True, END, 3)])
+    assert "it stays live, for it could not be rolled back" in found
+    assert sorted(published(tmp_path / "serving")) == [2]
+
+
+def test_version_that_another_has_replaced_is_watched_no_longer(serving_dir: Path) -> None:
+    (serving_dir / "3").mkdir()
+    reason, clock = watched(serving_dir, [Seen(True, END, 3)])
+    assert (reason, clock.now) == (None, 0.0)
+
+
+def test_watch_stops_when_told(serving_dir: Path) -> None:
+    stop = Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        ServerWatch(WatchConfig(target="host:1"), "m", serving_dir, lambda version: Seen(True))(2, stop)
+
+
+def test_counts_are_read_from_the_servers_own_page_and_only_of_this_model() -> None:
+    metrics = Metrics()
+    metrics.request_count.add("m", "OK", by=90)
+    metrics.request_count.add("m", "INTERNAL", by=7)
+    metrics.request_count.add("m", "CANCELLED", by=3)
+    metrics.request_count.add("other", "INTERNAL", by=50)
+    for _ in range(4):
+        metrics.request_latency.observe(2500.0, "m", "predict", "GRPC")
+    metrics.request_latency.observe(1e9, "other", "predict", "GRPC")
+    assert read_counts(metrics.page(), "m") == Counts(100, 7, 4, 10_000)
+    assert read_counts("", "m") == Counts()
