@@ -1,0 +1,178 @@
+"""deploy/serving: every text proto parses as its real message, every manifest is valid, and they agree."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import text_format
+
+from serving.batching import BatchingOptions, read_options
+from serving.flags import parse
+from serving.metrics import Metrics
+from serving.protos import MonitoringConfig, SSLConfig
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "serving"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def load(name: str):
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def container() -> dict:
+    return load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
+
+
+def docker_arguments() -> list[str]:
+    command = re.search(r"^CMD (\[.*?\])", (DEPLOY / "Dockerfile").read_text(), re.DOTALL | re.MULTILINE).group(1)
+    return json.loads(command.replace("\\\n", ""))
+
+
+@pytest.mark.parametrize("name", ["models.config", "models.canary.config"])
+def test_the_model_configurations_parse_and_name_one_model(name):
+    from tensorflow_serving.config import model_server_config_pb2
+
+    from serving.config import check_models
+
+    found = text_format.Parse((DEPLOY / "config" / name).read_text(), model_server_config_pb2.ModelServerConfig())
+    check_models(found)
+    model = found.model_config_list.config[0]
+    assert (model.name, model.base_path, model.model_platform) == (
+        "biobert_cnn", "/models/biobert_cnn", "tensorflow",
+    )  # fmt: skip
+    if "canary" in name:
+        assert dict(model.version_labels) == {"stable": 1, "canary": 2}
+        assert set(model.version_labels.values()) == set(model.model_version_policy.specific.versions)
+
+
+def test_the_batching_parameters_and_the_monitoring_config_parse():
+    found = read_options(str(DEPLOY / "config/batching_parameters.txt"), 0)
+    assert found == BatchingOptions(max_batch_size=32, timeout_s=0.001, max_enqueued_batches=2, num_threads=1)
+    monitoring = text_format.Parse((DEPLOY / "config/monitoring.config").read_text(), MonitoringConfig())
+    assert monitoring.prometheus_config.enable
+    path = container_annotations()["prometheus.io/path"]
+    assert (
+        monitoring.prometheus_config.path
+        == path
+        == load("monitoring/prometheus.yaml")["scrape_configs"][0]["metrics_path"]
+    )
+
+
+def container_annotations() -> dict[str, str]:
+    return load("kubernetes/deployment.yaml")["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_an_ssl_config_made_of_pem_files_parses_to_them(tmp_path):
+    pem = "-----BEGIN X-----\nab+/\n-----END X-----\n"
+    for name in ("key", "cert", "ca"):
+        (tmp_path / name).write_text(pem.replace("X", name))
+
+    def make(*files: str) -> SSLConfig:
+        script = [DEPLOY / "make_ssl_config.sh", *[tmp_path / f for f in files]]
+        out = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+        return text_format.Parse(out, SSLConfig())
+
+    plain = make("key", "cert")
+    assert (plain.server_key, plain.server_cert) == (pem.replace("X", "key"), pem.replace("X", "cert"))
+    assert (plain.custom_ca, plain.client_verify) == ("", False)
+    mutual = make("key", "cert", "ca")
+    assert (mutual.custom_ca, mutual.client_verify) == (pem.replace("X", "ca"), True)
+    (tmp_path / "bad").write_text("nothing")
+    failed = subprocess.run(
+        [DEPLOY / "make_ssl_config.sh", tmp_path / "bad", tmp_path / "cert"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (failed.returncode, failed.stderr) == (1, f"{tmp_path}/bad: not a PEM file\n")
+
+
+def test_this_project_s_server_takes_the_containers_arguments():
+    for arguments in (container()["args"], docker_arguments()):
+        flags = parse(arguments)
+        assert (flags.port, flags.rest_api_port, flags.enable_batching) == (8500, 8501, True)
+        assert flags.model_config_file == "/etc/biobert-cnn/models.config"
+
+
+def test_the_configuration_serves_a_model(serve, toys, tmp_path):
+    import shutil
+
+    from serving.client import Client
+
+    text = (DEPLOY / "config/models.config").read_text().replace("/models/biobert_cnn", str(toys.text))
+    shutil.copy(DEPLOY / "config/monitoring.config", tmp_path)
+    (tmp_path / "models.config").write_text(text)
+    running = serve(
+        model_config_file=tmp_path / "models.config",
+        monitoring_config_file=DEPLOY / "config/monitoring.config",
+        enable_batching=True,
+        batching_parameters_file=DEPLOY / "config/batching_parameters.txt",
+        rest_api_port=-1,
+    )
+    with Client(running.target, "biobert_cnn") as client:
+        assert client.predict(["a"])[0].label == "short"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=[p.stem for p in MANIFESTS])
+def test_manifests_are_valid_kubernetes(path):
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for document in yaml.safe_load_all(path.read_text()):
+        validate.validate(document, "1.33", strict=True)
+
+
+def test_manifests_belong_together():
+    kustomization = load("kustomization.yaml")
+    assert sorted(kustomization["resources"]) == sorted(f"kubernetes/{p.name}" for p in MANIFESTS)
+    for name in kustomization["configMapGenerator"][0]["files"]:
+        assert (DEPLOY / name.partition("=")[2] if "=" in name else DEPLOY / name).is_file()
+    pod = load("kubernetes/deployment.yaml")["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert load("kubernetes/deployment.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert load("kubernetes/service.yaml")["spec"]["selector"] == labels
+    assert load("kubernetes/disruption-budget.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert load("kubernetes/network-policy.yaml")["spec"]["podSelector"]["matchLabels"] == labels
+    assert load("kubernetes/autoscaler.yaml")["spec"]["scaleTargetRef"]["name"] == "biobert-cnn-serving"
+    ports = {p["name"]: p["containerPort"] for p in container()["ports"]}
+    assert ports == {"grpc": 8500, "rest": 8501}
+    names = {yaml.safe_load(p.read_text())["metadata"].get("namespace", "biobert-cnn") for p in MANIFESTS}
+    assert names == {kustomization["namespace"]}
+    volumes = {v["name"] for v in pod["spec"]["volumes"]}
+    assert {m["name"] for m in container()["volumeMounts"]} == volumes
+    assert load("kubernetes/claim.yaml")["metadata"]["name"] in json.dumps(pod["spec"]["volumes"])
+
+
+def test_the_pod_has_no_privileges_and_cannot_write_to_its_image():
+    pod = load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    grace = container()["lifecycle"]["preStop"]["exec"]["command"][1]
+    assert pod["terminationGracePeriodSeconds"] > int(grace) + parse(["--model_base_path=/m"]).drain_seconds
+    compose = load("compose.yaml")["services"]["serving"]
+    assert (compose["read_only"], compose["cap_drop"]) == (True, ["ALL"])
+    assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
+
+
+def test_compose_mounts_files_that_exist():
+    for service in load("compose.yaml")["services"].values():
+        for volume in service.get("volumes", []):
+            if isinstance(volume, str):
+                assert (DEPLOY / volume.split(":")[0]).is_file()
+
+
+def test_rules_and_dashboard_use_metrics_that_the_server_has():
+    known = {m.name for m in vars(Metrics()).values()}
+    expressions = [r["expr"] for g in load("monitoring/rules.yaml")["groups"] for r in g["rules"]]
+    dashboard = json.loads((DEPLOY / "monitoring/dashboard.json").read_text())
+    expressions += [t["expr"] for p in dashboard["panels"] for t in p["targets"]]
+    used = {name.removesuffix("_bucket") for e in expressions for name in re.findall(r"(?<![\w:]):\w[\w:]*", e)}
+    assert used
+    assert used <= known
