@@ -117,7 +117,8 @@ def ask(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tu
         raise ServingError(f"the exported model's signature {spec.signature_name} has no output {error}") from None
     if probabilities.shape != shape or decision.shape != shape:
         raise ServingError(
-            f"the exported model answers {probabilities.shape[1:]} probabilities a row; there are {shape[1]} labels"
+            f"the exported model answers {probabilities.size / max(shape[0], 1):g} probabilities a row; "
+            f"there are {shape[1]} labels"
         )
     bad = int((~np.isfinite(probabilities)).any(axis=1).sum())
     if bad:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from components.config import Gate
 
 Kind = Literal["min", "max", "blessed", "baseline"]
+_OTHER = {"blessed": "blessed model", "baseline": "baseline"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _make(
     if math.isnan(value):
         message = f"{_name(gate)} is missing or not a number"
     elif math.isnan(bound):
-        message = f"{_name(gate)} {value:.3f} cannot be compared: the {kind}'s figure is missing"
+        message = f"{_name(gate)} {value:.3f} cannot be compared: the {_OTHER[kind]}'s figure is missing"
     else:
         relation = "holds" if passed else ("is below" if sign == ">=" else "is above")
         message = f"{_name(gate)} {value:.3f} {relation} its bound {bound:.3f}{origin}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,112 +17,81 @@ from tfx.types import standard_artifacts
 from components.config import EvaluationConfig
 
 
-@pytest.fixture
-def save_model(tmp_path):
-    """A function that saves a model which answers known texts with given probabilities."""
+class Workshop:
+    """Makes models, examples and evaluations in one folder."""
 
-    def save(
-        name: str,
+    def __init__(self, root: Path):
+        self.root = root
+        self._numbers = itertools.count()
+
+    def folder(self) -> str:
+        path = self.root / str(next(self._numbers))
+        path.mkdir()
+        return str(path)
+
+    def model(
+        self,
         answers: Mapping[str, Sequence[float]],
         labels: Sequence[str],
-        multilabel: bool = False,
         thresholds: Sequence[float] | None = None,
-        broken: bool = False,
     ) -> standard_artifacts.Model:
-        keys = tf.constant(list(answers))
+        """A model that answers known texts with given probabilities; with thresholds, one of several labels a row."""
         module = tf.Module()
-        module.table = tf.lookup.StaticHashTable(
-            tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(answers), dtype=tf.int64)), -1
-        )
-        module.label_table = tf.lookup.StaticHashTable(
-            tf.lookup.KeyValueTensorInitializer(tf.constant(list(labels)), tf.range(len(labels), dtype=tf.int64)), -1
-        )
-        probabilities = tf.constant(list(answers.values()), tf.float32)
-        names = tf.constant(list(labels))
+        module.texts = _table(list(answers))
+        module.labels = _table(list(labels))
+        probabilities, names = tf.constant(list(answers.values()), tf.float32), tf.constant(list(labels))
+        one = tf.io.FixedLenFeature([], tf.string)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
         def serialized_examples(examples):
-            text = tf.io.parse_example(examples, {"text": tf.io.FixedLenFeature([], tf.string)})["text"]
-            found = tf.gather(probabilities, module.table.lookup(text))
-            if broken:
-                found = found / 0.0
+            text = tf.io.parse_example(examples, {"text": one})["text"]
+            found = tf.gather(probabilities, module.texts.lookup(text))
             outputs = {"probabilities": found, "classes": tf.tile(names[None], [tf.shape(text)[0], 1])}
-            if multilabel:
-                outputs["labels"] = tf.cast(found >= tf.constant(list(thresholds)), tf.int64)
-            else:
+            if thresholds is None:
                 outputs["label"] = tf.gather(names, tf.argmax(found, axis=1))
+            else:
+                outputs["labels"] = tf.cast(found >= tf.constant(list(thresholds)), tf.int64)
             return outputs
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
         def transform_features(examples):
-            label = "labels" if multilabel else "label"
-            spec = {
-                "text": tf.io.FixedLenFeature([], tf.string),
-                label: tf.io.VarLenFeature(tf.string) if multilabel else tf.io.FixedLenFeature([], tf.string),
-            }
-            found = tf.io.parse_example(examples, spec)
-            length = tf.cast(tf.strings.length(found["text"]), tf.int64)
-            if not multilabel:
-                return {"label": module.label_table.lookup(found["label"]), "length": length}
-            sparse = found["labels"]
-            dense = tf.sparse.to_dense(
-                tf.SparseTensor(sparse.indices, module.label_table.lookup(sparse.values), sparse.dense_shape), -1
-            )
-            return {"labels": tf.reduce_sum(tf.one_hot(dense, len(labels)), axis=1), "length": length}
+            name, kind = ("label", one) if thresholds is None else ("labels", tf.io.RaggedFeature(tf.string))
+            found = tf.io.parse_example(examples, {"text": one, name: kind})
+            length = tf.strings.length(found["text"])
+            if thresholds is None:
+                return {"label": module.labels.lookup(found["label"]), "length": tf.cast(length, tf.int64)}
+            marks = tf.one_hot(module.labels.lookup(found["labels"].to_tensor("")), len(labels))
+            return {"labels": tf.reduce_sum(marks, axis=1), "length": tf.cast(length, tf.int64)}
 
-        model = standard_artifacts.Model()
-        model.uri = str(tmp_path / name)
-        model.set_string_custom_property("tfx_version", "1.21.0")
-        path = Path(model.uri) / "Format-Serving"
+        artifact = standard_artifacts.Model()
+        artifact.uri = self.folder()
+        artifact.set_string_custom_property("tfx_version", "1.21.0")
         signatures = {f.__name__: f for f in (serialized_examples, transform_features)}
-        tf.saved_model.save(module, str(path), signatures=signatures)
-        return model
+        tf.saved_model.save(module, str(Path(artifact.uri) / "Format-Serving"), signatures=signatures)
+        return artifact
 
-    return save
-
-
-@pytest.fixture
-def write_examples(tmp_path):
-    """A function that writes splits of rows (dicts of str or lists of str) as ExampleGen does."""
-
-    def write(splits: Mapping[str, Sequence[Mapping[str, str | Sequence[str]]]]) -> standard_artifacts.Examples:
+    def examples(self, splits: Mapping[str, Sequence[Mapping[str, Any] | bytes]]) -> standard_artifacts.Examples:
+        """Splits of rows (dicts of str or lists of str, or records as they are), as ExampleGen writes them."""
         artifact = standard_artifacts.Examples()
-        artifact.uri = str(tmp_path / "examples")
+        artifact.uri = self.folder()
         artifact.split_names = json.dumps(list(splits))
         artifact.set_string_custom_property("tfx_version", "1.21.0")
         for split, rows in splits.items():
             folder = Path(artifact.uri) / f"Split-{split}"
-            folder.mkdir(parents=True)
+            folder.mkdir()
             with tf.io.TFRecordWriter(str(folder / "data_tfrecord-00000-of-00001.gz"), "GZIP") as writer:
                 for row in rows:
-                    writer.write(example(row))
+                    writer.write(row if isinstance(row, bytes) else record(row))
         return artifact
 
-    return write
-
-
-def example(row: Mapping[str, str | Sequence[str]]) -> bytes:
-    """A serialised tf.Example of byte features."""
-    found = tf.train.Example()
-    for name, value in row.items():
-        values = [value] if isinstance(value, str) else value
-        found.features.feature[name].bytes_list.value.extend(v.encode() for v in values)
-    return found.SerializeToString(deterministic=True)
-
-
-@pytest.fixture
-def evaluate(tmp_path):
-    """A function that runs the evaluator's executor; gives both reports, the blessing and the folder."""
-    runs = []
-
-    def run(examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False):
+    def evaluate(
+        self, examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False
+    ) -> SimpleNamespace:
+        """Runs the evaluator's executor: both reports, the blessing and its files, the folder."""
         from components.evaluation.executor import Executor
 
-        runs.append(1)
         evaluated, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
-        evaluated.uri, blessing.uri = str(tmp_path / f"eval{len(runs)}"), str(tmp_path / f"blessing{len(runs)}")
-        for artifact in (evaluated, blessing):
-            Path(artifact.uri).mkdir()
+        evaluated.uri, blessing.uri = self.folder(), self.folder()
         custom_config = {
             "task": task,
             "labels": list(labels),
@@ -130,7 +101,7 @@ def evaluate(tmp_path):
         }
         context = Executor.Context(
             beam_pipeline_args=["--direct_running_mode=in_memory", "--direct_num_workers=1"],
-            tmp_dir=str(tmp_path / "tmp"),
+            tmp_dir=self.folder(),
             unique_id="1",
         )
         Executor(context).Do(
@@ -143,15 +114,37 @@ def evaluate(tmp_path):
             metrics=json.loads((folder / "metrics.json").read_text()),
             gates=json.loads((folder / "gates.json").read_text()),
             blessing=blessing,
-            blessed=sorted(path.name for path in Path(blessing.uri).iterdir()),
+            files=sorted(path.name for path in Path(blessing.uri).iterdir()),
             folder=folder,
         )
 
-    return run
+
+def _table(keys: list[str]) -> tf.lookup.StaticHashTable:
+    values = tf.range(len(keys), dtype=tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(tf.constant(keys), values), -1)
 
 
-def probabilities(seed: int, rows: int, labels: int, sharpness: float = 2.0) -> np.ndarray:
-    """Random probabilities `[rows, labels]`, float32, that add up to 1."""
-    logits = np.random.default_rng(seed).normal(size=(rows, labels)) * sharpness
-    exp = np.exp(logits - logits.max(1, keepdims=True))
-    return (exp / exp.sum(1, keepdims=True)).astype(np.float32)
+def record(row: Mapping[str, Any]) -> bytes:
+    """A serialised tf.Example of byte features."""
+    found = tf.train.Example()
+    for name, value in row.items():
+        values = [value] if isinstance(value, str) else value
+        found.features.feature[name].bytes_list.value.extend(v.encode() for v in values)
+    return found.SerializeToString(deterministic=True)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Workshop:
+    """Makes what an evaluation needs, and runs it."""
+    return Workshop(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="session")
+def probabilities():
+    """A function that draws probabilities `[rows, labels]`, float32, that add up to 1."""
+
+    def draw(seed: int, rows: int, labels: int, sharpness: float = 2.0) -> np.ndarray:
+        weights = np.exp(np.random.default_rng(seed).normal(size=(rows, labels)) * sharpness)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+    return draw
