@@ -77,6 +77,7 @@ class Flags:
 
     # === What it tells ===
     monitoring_config_file: str = _flag("", "MonitoringConfig text proto: Prometheus on the REST port")
+    otlp_endpoint: str = _flag("", "OpenTelemetry collector for traces, such as http://localhost:4317", ours=True)
     version: bool = _flag(False, "print versions and exit")
 
     # === Known, and of no effect or refused here ===

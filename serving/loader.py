@@ -56,11 +56,13 @@ class Call:
         remaining_s: seconds until the deadline, or None for none; called, not read, because time passes.
         alive: False once the client has gone.
         model_s: seconds spent in the model, filled in by the runner.
+        carrier: metadata or headers of the call, in lower case; a trace goes on from them.
     """
 
     remaining_s: Callable[[], float | None] = lambda: None
     alive: Callable[[], bool] = lambda: True
     model_s: float = 0.0
+    carrier: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises `DEADLINE_EXCEEDED` or `CANCELLED` when computing would be for nobody."""

@@ -132,7 +132,9 @@ class RestApi:
             handlers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
             if method in handlers:  # in lower case only, although the path is matched in any
                 end = None if self._timeout_s is None else time.monotonic() + self._timeout_s
-                call = Call(lambda: None if end is None else end - time.monotonic(), request.alive)
+                call = Call(
+                    lambda: None if end is None else end - time.monotonic(), request.alive, carrier=request.headers
+                )
                 return handlers[method](spec, request.body, call)
         elif request.method == "GET" and (found := _STATUS.fullmatch(request.path)):
             if not found.group(1):

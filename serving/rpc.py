@@ -46,7 +46,8 @@ def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
 
 
 def _call_context(context: grpc.ServicerContext) -> Call:
-    return Call(context.time_remaining, context.is_active)
+    carrier = {k: v for k, v in context.invocation_metadata() if k in ("traceparent", "tracestate")}
+    return Call(context.time_remaining, context.is_active, carrier=carrier)
 
 
 class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from serving.metrics import Metrics
     from serving.request_log import RequestLog
     from serving.service import InferenceService
+    from serving.tracing import OpenTelemetryTracer
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class ModelServer:
         self._grpc: grpc.Server | None = None
         self._rest: HttpServer | None = None
         self._request_log: RequestLog | None = None
+        self._tracer: OpenTelemetryTracer | None = None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -76,6 +78,10 @@ class ModelServer:
         arguments = rpc.channel_arguments(flags.grpc_channel_arguments)
         tokens = _read_tokens(flags.bearer_tokens_file)
         prometheus_path = config.prometheus_path(flags)
+        if flags.otlp_endpoint:
+            from serving.tracing import otlp_tracer
+
+            self._tracer = otlp_tracer(flags.otlp_endpoint)
         credentials = None
         if flags.ssl_config_file:
             from serving.protos import SSLConfig
@@ -116,6 +122,7 @@ class ModelServer:
             inference.Options(flags.enable_signature_method_name_check, flags.enable_serialization_as_tensor_content),
             {"GRPC": flags.grpc_max_threads},  # REST has its own threads, and bounds what waits for them
             self._request_log.log,
+            self._tracer,
         )
         self._grpc = rpc.make_server(
             service, self._health, flags.grpc_max_threads, flags.max_message_bytes, arguments, tokens
@@ -249,6 +256,8 @@ class ModelServer:
             self._core.stop(drain)
         if self._request_log is not None:
             self._request_log.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
 
 def _bracketed(host: str) -> str:

@@ -17,6 +17,7 @@ from serving.core import ServerCore
 from serving.errors import Code, StatusError, invalid
 from serving.loader import Call, Servable
 from serving.metrics import Metrics
+from serving.tracing import Tracer, Untraced
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class InferenceService:
         options: flags that change answers.
         slots: most requests worked on or queued at once, by entry point.
         log_request: told of every answered request.
+        tracer: makes spans; None: none.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class InferenceService:
         options: inference.Options = inference.DEFAULTS,
         slots: dict[str, int] | None = None,
         log_request: Logged = lambda model, api, request, response: None,
+        tracer: Tracer | None = None,
     ):
         self.core = core
         self.metrics = metrics
         self._options = options
         self._slots = {k: threading.BoundedSemaphore(n) for k, n in (slots or {}).items()}
         self._log_request = log_request
+        self._tracer = tracer or Untraced()
 
     @contextmanager
     def _admitted(self, entry: str) -> Iterator[None]:
@@ -75,7 +79,13 @@ class InferenceService:
         name = spec.name if spec.name in self.core.model_names() else ""
         label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
         try:
-            with self._admitted(entry), self.core.acquire(spec) as servable:
+            with (
+                self._tracer.span(api, entry, name, call.carrier) as span,
+                self._admitted(entry),
+                self.core.acquire(spec) as servable,
+            ):
+                if span is not None:
+                    span.set_attribute("biobert_cnn.model_version", servable.version)
                 call.check()
                 response = run(servable, request, call, self._options)
             self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
