@@ -76,6 +76,8 @@ class Config(sections.Section):
             raise ValueError("training.class_weights: give a weight for every label, or 'balanced', or 'none'")
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
+        if self.schedule.serving_drift is not None and self.validation.serving_logs is None:
+            raise ValueError("schedule.serving_drift: name the server's request log in validation.serving_logs")
         if self.window != retraining.WindowConfig() and "{SPAN}" not in next(iter(self.data.splits.values())):
             raise ValueError("window: the data has no spans; write {SPAN} in every glob of data.splits")
         return self

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from tfx.components import ExampleValidator, Trainer, Transform
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata, pipeline
-from tfx.proto import trainer_pb2, transform_pb2
-from tfx.types import Channel, standard_artifacts
+from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
+from tfx.types import Channel, channel, standard_artifacts
 
 from components.evaluation.component import TextEvaluator
 from components.examples.component import TextExampleGen
+from components.examples.window import SpanWindow
 from components.push.component import Push
 from components.push.live_model import LiveModelStrategy
 from components.schema.component import TextSchemaGen
@@ -21,36 +21,30 @@ from components.serving_check.component import ServingCheck
 from components.statistics.component import TextStatisticsGen
 from components.validation.component import DataGate
 from components.validation.previous import PreviousStatisticsStrategy
+from pipeline import spans
 from pipeline.beam import beam_arguments
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files
 
 # Generated code: mypy sees no messages in it.
+_range: Any = range_config_pb2
 _trainer: Any = trainer_pb2
 _transform: Any = transform_pb2
 
 
-def create_pipeline(config: Config, facts: dict[str, Any], range_config: Any = None):
+def create_pipeline(config: Config, facts: dict[str, Any]):
     """The TFX pipeline of a configuration.
 
     Args:
       config: validated.
       facts: what the pushed version's lineage says of this run beside the artifacts (fingerprint, code revision).
-      range_config: a TFX RangeConfig, which span to read; None: the newest.
     """
     task, labels, data = config.task, list(config.labels), config.data
     slices = list(data.columns.slices)
     vocab, lower_case = str(config.vocab_file), config.tokenizer.lower_case
     splits = list(data.split_names)
 
-    examples = TextExampleGen(
-        input_base=str(data.input),
-        data=data,
-        task=task,
-        labels=labels,
-        label_column=config.label_column,
-        range_config=range_config,
-    ).with_id("examples")
+    ingest, examples = _ingest(config)
 
     statistics = TextStatisticsGen(
         examples=examples.outputs["examples"],
@@ -181,7 +175,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: Any = N
         pipeline_name=config.name,
         pipeline_root=str(config.root / "artifacts"),
         components=[
-            examples,
+            *ingest,
             statistics,
             schema,
             anomalies,
@@ -200,17 +194,45 @@ def create_pipeline(config: Config, facts: dict[str, Any], range_config: Any = N
     )
 
 
+def _ingest(config: Config) -> tuple[list[Any], Any]:
+    """The nodes of the ingest, and the one of them that gives the run's Examples: `examples`.
+
+    One node for data without spans and for a window of one span; else one for each span of the window, named by the
+    span's number so that TFX's cache knows it again when the window has moved on, and one that puts them together.
+    """
+    data, window = config.data, config.window
+    members = spans.spans_of_run(data, window)
+
+    def node(span: int, name: str) -> Any:
+        static = None
+        if spans.has_spans(data):
+            static = _range.RangeConfig(static_range=_range.StaticRange(start_span_number=span, end_span_number=span))
+        return TextExampleGen(
+            input_base=str(data.input),
+            data=data,
+            task=config.task,
+            labels=list(config.labels),
+            label_column=config.label_column,
+            range_config=static,
+        ).with_id(name)
+
+    if window.last == 1:
+        examples = node(members[-1], "examples")
+        return [examples], examples
+    ingest = [node(span, f"examples_{span}") for span in members]
+    window_examples = SpanWindow(
+        channel.union([item.outputs["examples"] for item in ingest]),
+        evaluated=config.evaluation.split,
+        evaluate_newest=window.evaluate_newest,
+        guard=window.guard,
+        code=code_fingerprint("components/examples/window.py"),
+    ).with_id("examples")
+    return [*ingest, window_examples], window_examples
+
+
 def _input_bytes(config: Config) -> int:
-    """Bytes of one span's files (of all files where there are no spans)."""
-    sizes: dict[str, int] = {}
-    pattern = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
-    spans = any("{SPAN}" in glob for glob in config.data.splits.values())
-    for file in input_files(config):
-        if file.is_relative_to(config.data.input):
-            numbers = pattern.findall(str(file.relative_to(config.data.input))) if spans else []
-            key = numbers[0] if numbers else ""
-            sizes[key] = sizes.get(key, 0) + file.stat().st_size
-    return max(sizes.values(), default=0)
+    """Bytes of the data that a run reads."""
+    return sum(file.stat().st_size for file in input_files(config) if file.is_relative_to(config.data.input))
 
 
 def _logs_fingerprint(config: Config) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PipelineError
-from pipeline import records, spans
+from pipeline import records
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, code_revision, run_fingerprint
 from pipeline.outcome import outcome
@@ -104,7 +104,7 @@ def _execute(
     seconds: dict[str, float] = {}
 
     def listen(step: str, event: str, elapsed: float) -> None:
-        if step not in STEPS:  # a resolver: it only looks something up
+        if step not in STEPS and not step.startswith("examples_"):  # a resolver: it only looks something up
             return
         if event != "started":
             seconds[step] = round(elapsed, 2)
@@ -156,18 +156,7 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
         "revision": code_revision(),
         "configuration": config.decisive(),
     }
-    return create_pipeline(config, facts, _range(config))
-
-
-def _range(config: Config) -> Any:
-    """The newest span of the window as TFX names it; None for data without spans."""
-    if not spans.has_spans(config.data):
-        return None
-    from tfx.proto import range_config_pb2
-
-    pb: Any = range_config_pb2  # generated code: mypy sees no messages in it
-    newest = spans.spans_of_run(config.data, config.window)[-1]
-    return pb.RangeConfig(static_range=pb.StaticRange(start_span_number=newest, end_span_number=newest))
+    return create_pipeline(config, facts)
 
 
 def to_json(record: dict[str, Any]) -> str:

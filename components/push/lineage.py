@@ -29,7 +29,7 @@ from tfx.dsl.io import fileio
 
 _PACKAGES = ("tfx", "tensorflow", "tensorflow-text", "keras", "apache-beam", "ml-metadata", "biobert-cnn")
 # Of ingest_report.json; whatever else it may come to hold stays out.
-_DATA = ("span", "version", "rows", "splits", "bad", "leaked", "dropped", "files")
+_DATA = ("span", "version", "spans", "rows", "splits", "bad", "leaked", "dropped", "files")
 
 
 def collect(artifacts: Mapping[str, types.Artifact], run: Mapping[str, Any]) -> dict[str, Any]:

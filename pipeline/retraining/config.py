@@ -27,6 +27,7 @@ class WindowConfig(Section):
     until: SpanOrDate | None = None  # none after
     exclude: tuple[Annotated[int, Field(ge=0)], ...] = ()  # never these
     evaluate_newest: bool = False  # the newest span is evaluated on, whole, and the ones before are learned from
+    guard: bool = True  # evaluate_newest: those before keep their own evaluated split, so that the gates hold there too
 
     @field_validator("since", "until", mode="before")
     @classmethod

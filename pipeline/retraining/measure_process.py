@@ -26,8 +26,9 @@ class MeasureProcess:
             return []
         newest = whole[-1]
         command = [
-            sys.executable, "-m", "pipeline.retraining.measure", str(self._config), *self._overrides,
-            f"--live={live}", f"--span={newest.number}", f"--digest={newest.digest}",
+            sys.executable, "-m", "pipeline.retraining.measure", str(self._config),
+            *(part for override in self._overrides for part in ("--set", override)), f"--live={live}",
+            f"--span={newest.number}", f"--digest={newest.digest}",
         ]  # fmt: skip
         found = run_json(command, self._log, stop)
         if "measurements" not in found:
