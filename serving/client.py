@@ -141,7 +141,7 @@ class Options:
     token: str | None = field(default=None, repr=False)
     tls: TLS | None = None
     retry: Retry = Retry()
-    keepalive_s: float = 60.0
+    keepalive_s: float = 300.0  # stock TensorFlow Serving takes more frequent probes for abuse
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.concurrency < 1 or self.retry.attempts < 1:

@@ -36,7 +36,7 @@ class Flags:
     grpc_max_threads: int = _flag(4 * _CPUS, "inference requests over gRPC worked on or queued at once")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC health service", inert="on whatever the value")
     max_message_bytes: int = _flag(2**31 - 1, "largest request, gRPC or REST", ours=True)
-    max_connections: int = _flag(1024, "open REST connections; more wait", ours=True)
+    max_connections: int = _flag(1024, "open REST connections; more are refused", ours=True)
     bearer_tokens_file: str = _flag("", "file of accepted bearer tokens, one a line; empty: none", ours=True)
     drain_seconds: float = _flag(30.0, "after SIGTERM, time for requests that are being answered", ours=True)
 

@@ -192,6 +192,7 @@ class SavedModelLoader:
         session_config: threads and devices.
         warm_up: replays one recorded request on a servable; None skips the warm-up.
         warm_up_iterations: how often each record is replayed.
+        on_warm_up: told of each warm-up: path of the model, status code's name, seconds.
         batch: puts a batcher before the session, or returns it as it is.
     """
 
@@ -199,6 +200,7 @@ class SavedModelLoader:
     session_config: config_pb2.ConfigProto = field(default_factory=config_pb2.ConfigProto)
     warm_up: Callable[[Servable, prediction_log_pb2.PredictionLog], None] | None = None
     warm_up_iterations: int = 1
+    on_warm_up: Callable[[str, str, float], None] = lambda path, status, seconds: None
     batch: Callable[[SessionRunner, str, str], Runner] = lambda runner, name, path: runner
 
     def load(self, name: str, version: int, path: str) -> Servable:
@@ -223,6 +225,7 @@ class SavedModelLoader:
         path = f"{servable.path}/{WARMUP_FILE}"
         if not tf.io.gfile.exists(path):
             return
+        started, status = time.perf_counter(), Code.INVALID_ARGUMENT.name
         try:
             for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(path), 1):
                 if number > MAX_WARMUP_RECORDS:
@@ -230,10 +233,13 @@ class SavedModelLoader:
                 log = prediction_log_pb2.PredictionLog.FromString(record)
                 for _ in range(self.warm_up_iterations):
                     self.warm_up(servable, log)
+            status = Code.OK.name
         except DecodeError as error:
             raise invalid(f"Failed to parse warmup record {number} from {path}") from error
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), f"{path}: {error.message}") from error
         except StatusError as error:
             raise StatusError(error.code, f"Warm-up failed: {error.message}") from error
+        finally:
+            self.on_warm_up(servable.path, status, time.perf_counter() - started)
         _log.info("model %s version %d: warmed with %s", servable.name, servable.version, path)

@@ -126,14 +126,13 @@ class Manager:
             if harness.state in (State.NEW, State.ERROR):
                 self._end(name, model, harness)
         while True:
-            if any(h.state is State.LOADING and not h.waiting for h in model.versions.values()):
-                # One load at a time; unloading what is not needed need not wait for it.
-                considered = [h for h in model.versions.values() if h.state is not State.NEW]
-            else:
-                considered = list(model.versions.values())
-            action = next_action(Snapshot(h.version, h.state, h.aspired) for h in considered)
+            action = next_action(Snapshot(h.version, h.state, h.aspired) for h in model.versions.values())
             if action is None:
                 return
+            if action.act is Act.LOAD and any(
+                h.state is State.LOADING and not h.waiting for h in model.versions.values()
+            ):
+                return  # one load at a time; when it ends, this is asked again
             harness = model.versions[action.version]
             if action.act is Act.LOAD:
                 self._set_state(name, harness, State.LOADING)

@@ -205,6 +205,7 @@ def make_server(
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may probe a silent connection
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
             *arguments,
         ],

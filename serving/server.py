@@ -159,6 +159,7 @@ class ModelServer:
             session_config=config.session_config(flags),
             warm_up=inference.replay if flags.enable_model_warmup else None,
             warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+            on_warm_up=lambda path, status, s: metrics.warmup_latency.observe(s * 1e6, path, status),
             batch=batch,
         )
 

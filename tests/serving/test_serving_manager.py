@@ -1,0 +1,149 @@
+"""The manager with a loader that a test holds back: order of loads and unloads, retries, handles."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from serving.errors import Code, StatusError
+from serving.loader import Servable
+from serving.manager import LoadOptions, Manager
+from serving.policy import State
+
+
+class HeldLoader:
+    """Loads when it is let; fails for versions in `broken`."""
+
+    def __init__(self):
+        self.gates: dict[int, threading.Event] = {}
+        self.begun: list[int] = []
+        self.closed: list[int] = []
+        self.broken: set[int] = set()
+
+    def hold(self, version: int) -> threading.Event:
+        return self.gates.setdefault(version, threading.Event())
+
+    def load(self, name, version, path):
+        self.begun.append(version)
+        if version in self.gates:
+            assert self.gates[version].wait(30)
+        if version in self.broken:
+            raise StatusError(Code.DATA_LOSS, "broken")
+        loader = self
+
+        class Runner:
+            def run(self, feeds, fetches, call):
+                return []
+
+            def close(self):
+                loader.closed.append(version)
+
+        return Servable(name, version, path, {}, Runner())
+
+
+@pytest.fixture
+def managed():
+    loader = HeldLoader()
+    manager = Manager(loader, LoadOptions(max_retries=0))
+    yield loader, manager
+    for gate in loader.gates.values():
+        gate.set()
+    manager.stop(10)
+
+
+def aspire(manager, *versions: int) -> None:
+    manager.set_aspired("m", {v: f"/m/{v}" for v in versions})
+
+
+def ready(manager) -> list[int]:
+    return [s.version for s in manager.statuses("m") if s.state is State.READY]
+
+
+def test_the_old_version_stays_while_a_load_that_nobody_wants_any_more_goes_on(managed, eventually):
+    loader, manager = managed
+    aspire(manager, 1)
+    eventually(lambda: ready(manager) == [1])
+    gate = loader.hold(2)
+    aspire(manager, 2)
+    eventually(lambda: loader.begun == [1, 2])
+    last = loader.hold(3)
+    aspire(manager, 3)  # 2 still loads, is not aspired any more, and 3 is new
+    assert ready(manager) == [1]
+    assert loader.closed == []
+    gate.set()
+    eventually(lambda: loader.begun == [1, 2, 3])
+    eventually(lambda: ready(manager) == [2])  # of two leftovers the newer stays
+    last.set()
+    eventually(lambda: ready(manager) == [3])
+    eventually(lambda: loader.closed == [1, 2])
+
+
+def test_a_version_that_is_in_use_is_closed_only_after_the_last_handle(managed, eventually):
+    loader, manager = managed
+    aspire(manager, 1)
+    eventually(lambda: ready(manager) == [1])
+    with manager.acquire("m") as held:
+        assert held.version == 1
+        aspire(manager, 2)
+        eventually(lambda: ready(manager) == [2])
+        with manager.acquire("m") as other:
+            assert other.version == 2
+        assert loader.closed == []
+    eventually(lambda: loader.closed == [1])
+
+
+def test_a_version_that_fails_is_reported_and_not_tried_again_until_it_was_gone(managed, eventually):
+    loader, manager = managed
+    loader.broken.add(2)
+    aspire(manager, 1)
+    eventually(lambda: ready(manager) == [1])
+    aspire(manager, 2)
+    eventually(lambda: manager.statuses("m")[0].state is State.ERROR)
+    aspire(manager, 2)
+    failed, old = manager.statuses("m")
+    assert (failed.version, failed.code, failed.message) == (2, Code.DATA_LOSS, "broken")
+    assert (old.version, old.state, loader.begun) == (1, State.READY, [1, 2])
+    aspire(manager, 1)
+    loader.broken.clear()
+    aspire(manager, 2)
+    eventually(lambda: ready(manager) == [2])
+
+
+def test_a_failing_load_is_tried_again_as_often_as_asked(eventually):
+    loader = HeldLoader()
+    loader.broken.add(1)
+    manager = Manager(loader, LoadOptions(max_retries=3, retry_interval_s=0.001))
+    aspire(manager, 1)
+    eventually(lambda: manager.statuses("m")[0].state is State.ERROR)
+    assert loader.begun == [1, 1, 1, 1]
+    manager.stop(10)
+
+
+def test_a_version_that_is_wanted_again_while_it_goes_comes_back(managed, eventually):
+    loader, manager = managed
+    aspire(manager, 1)
+    eventually(lambda: ready(manager) == [1])
+    with manager.acquire("m"):
+        aspire(manager, 2)
+        eventually(lambda: ready(manager) == [2])
+        aspire(manager, 1, 2)  # 1 is held, and unloading
+    eventually(lambda: ready(manager) == [2, 1])
+    assert loader.begun == [1, 2, 1]
+
+
+def test_states_are_told_in_order():
+    seen = []
+    manager = Manager(HeldLoader(), LoadOptions(max_retries=0), lambda name, status: seen.append(status.state))
+    aspire(manager, 1)
+    assert manager.wait_settled(["m"], 30, threading.Event()) == []
+    manager.stop(10)
+    assert seen == [State.LOADING, State.READY, State.UNLOADING, State.DISABLED]
+
+
+def test_after_the_end_no_version_is_lent(managed):
+    _, manager = managed
+    manager.stop(10)
+    aspire(manager, 1)
+    with pytest.raises(StatusError, match=r"Servable not found for request: Latest\(m\)"), manager.acquire("m"):
+        pass
