@@ -32,6 +32,7 @@ from pipeline.retraining import lineage, observe
 if TYPE_CHECKING:
     from components.examples.rows import Row
 
+Labels = Sequence[str]  # of one row
 _CHUNK = 1024  # texts measured at once
 
 
@@ -133,7 +134,7 @@ def metric(
     import numpy as np
     from sklearn.metrics import accuracy_score, f1_score
 
-    def mask(sets: Sequence[Sequence[str]]) -> Any:
+    def mask(sets: Sequence[Labels]) -> Any:
         return np.array([[label in row for label in labels] for row in sets], dtype=int)
 
     if name == "accuracy":
@@ -150,8 +151,6 @@ def training_statistics(config: Config, facts: dict[str, Any]) -> Any:
     Raises:
       PipelineError: they are gone, or the version is not of this pipeline root.
     """
-    from tensorflow_data_validation import load_stats_binary
-
     examples = (facts.get("artifacts") or {}).get("examples") or {}
     database = config.root / "metadata.sqlite"
     row = None
@@ -161,8 +160,8 @@ def training_statistics(config: Config, facts: dict[str, Any]) -> Any:
                 "SELECT a.uri FROM Event i JOIN Event o ON o.execution_id = i.execution_id "
                 "JOIN Artifact e ON e.id = i.artifact_id JOIN Artifact a ON a.id = o.artifact_id "
                 "JOIN Type t ON t.id = a.type_id "
-                "WHERE e.id = ? AND e.uri = ? AND i.type IN (2, 3) AND o.type IN (1, 4) AND t.name = 'ExampleStatistics' "
-                "ORDER BY a.id DESC LIMIT 1",
+                "WHERE e.id = ? AND e.uri = ? AND i.type IN (2, 3) AND o.type IN (1, 4) "
+                "AND t.name = 'ExampleStatistics' ORDER BY a.id DESC LIMIT 1",
                 (examples.get("id"), examples.get("uri")),
             ).fetchone()
     path = None if row is None else Path(row[0]) / "Split-train" / "FeatureStats.pb"
@@ -171,6 +170,8 @@ def training_statistics(config: Config, facts: dict[str, Any]) -> Any:
             f"schedule.drift: the statistics of the live version's training data are not in {config.root}; the next "
             "push makes them anew"
         )
+    from tensorflow_data_validation import load_stats_binary
+
     return load_stats_binary(str(path))
 
 

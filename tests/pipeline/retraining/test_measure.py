@@ -1,0 +1,85 @@
+"""What is measured of the live version; TFDV's and the model's own parts are marked slow."""
+
+import random
+
+import pytest
+
+from components.errors import PipelineError
+from components.examples.rows import Row
+from pipeline.config import load_config
+from pipeline.retraining import measure
+
+YES, NO = ("yes",), ("no",)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "predicted", "value"),
+    [
+        ("accuracy", [YES, NO, YES, YES], [YES, NO, NO, YES], 0.75),
+        ("micro_f1", [YES, NO, YES, YES], [YES, NO, NO, YES], 0.75),
+        ("macro_f1", [YES, NO, YES, YES], [YES, NO, NO, YES], (2 / 3 + 4 / 5) / 2),
+        ("weighted_f1", [YES, NO, YES, YES], [YES, NO, NO, YES], (2 / 3 + 3 * 4 / 5) / 4),
+        ("accuracy", [("yes", "no"), ()], [("no", "yes"), YES], 0.5),
+        ("macro_f1", [YES, YES], [YES, YES], 0.5),
+    ],
+)
+def test_metric(name, truth, predicted, value) -> None:
+    assert measure.metric(name, ["no", "yes"], truth, predicted) == pytest.approx(value)
+
+
+def row(number: int, text: bytes = b"a", label: bytes = b"yes") -> Row:
+    return Row(number, text, None, (label,), None, ())
+
+
+def test_sample_is_the_same_each_time_and_reaches_over_all_rows() -> None:
+    rows = [row(number) for number in range(1000)]
+    kept = measure.sample(iter(rows), 100)
+    assert kept == measure.sample(iter(rows), 100)
+    assert len({item.line for item in kept}) == 100
+    assert 350 < sum(item.line for item in kept) / 100 < 650
+    assert measure.sample(iter(rows[:7]), 100) == rows[:7]
+
+
+def test_rows_that_the_live_version_has_learned_from_are_not_fresh(project) -> None:
+    pytest.importorskip("tfx")
+    assert [item.text for item in measure.fresh_rows(project.config, 0, seen=False)] == [b"a 0 1 train", b"a 0 1 dev"]
+    assert [item.text for item in measure.fresh_rows(project.config, 0, seen=True)] == [b"a 0 1 dev"]
+
+
+def test_statistics_that_are_gone_are_named(project) -> None:
+    with pytest.raises(PipelineError, match="statistics of the live version's training data are not in"):
+        measure.training_statistics(project.config, {})
+
+
+def test_score_without_rows_is_named(project) -> None:
+    with pytest.raises(PipelineError, match="no good row to score on"):
+        measure.score(project.config, 1, [])
+
+
+def test_serving_drift_needs_a_log(project) -> None:
+    from components.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"name the server's request log in validation\.serving_logs"):
+        load_config(project.folder / "c.toml", ["schedule.serving_drift=0.1"])
+
+
+@pytest.mark.slow
+def test_drift_is_tfdvs_distance_of_labels_and_lengths(project) -> None:
+    dice = random.Random(1)
+
+    def rows(yes: float, words: int) -> list[Row]:
+        return [
+            row(n, b" ".join([b"aspirin"] * dice.randint(1, words)), b"yes" if dice.random() < yes else b"no")
+            for n in range(2000)
+        ]
+
+    training = measure._statistics(project.config, rows(0.5, 10))
+    same = measure.drift(project.config, training, rows(0.5, 10))
+    shifted = measure.drift(project.config, training, rows(0.8, 10))
+    longer = measure.drift(project.config, training, rows(0.5, 40))
+    assert set(same) == {"label", "tokens"}
+    assert same["label"] < 0.05
+    assert same["tokens"] < 0.05
+    assert shifted["label"] == pytest.approx(0.3, abs=0.05)
+    assert longer["tokens"] > 0.2
+    assert longer["label"] < 0.05
