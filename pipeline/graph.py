@@ -13,6 +13,7 @@ from tfx.types import Channel, channel, standard_artifacts
 
 from components.evaluation.component import TextEvaluator
 from components.examples.component import TextExampleGen
+from components.examples.merge import Roles
 from components.examples.window import SpanWindow
 from components.push.component import Push
 from components.push.live_model import LiveModelStrategy
@@ -110,10 +111,18 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
     ).with_id("transform")
     transform.add_upstream_node(gate)
 
+    live = resolver.Resolver(
+        strategy_class=LiveModelStrategy,
+        config={"serving_dir": str(config.serving_dir)},
+        model=Channel(type=standard_artifacts.Model, producer_component_id="trainer"),
+        pushed_model=Channel(type=standard_artifacts.PushedModel, producer_component_id="push"),
+    ).with_id("live_model")
+
     trainer = Trainer(
         run_fn="components.trainer.run_fn.run_fn",
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
+        base_model=live.outputs["model"] if config.window.warm_start else None,
         train_args=_trainer.TrainArgs(splits=["train"]),
         eval_args=_trainer.EvalArgs(splits=["eval"]),
         custom_config={
@@ -131,13 +140,6 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
             "code": code_fingerprint("components/encoder", "components/classifier", "components/trainer"),
         },
     ).with_id("trainer")
-
-    live = resolver.Resolver(
-        strategy_class=LiveModelStrategy,
-        config={"serving_dir": str(config.serving_dir)},
-        model=Channel(type=standard_artifacts.Model, producer_component_id="trainer"),
-        pushed_model=Channel(type=standard_artifacts.PushedModel, producer_component_id="push"),
-    ).with_id("live_model")
 
     evaluator = TextEvaluator(
         examples=examples.outputs["examples"],
@@ -182,8 +184,8 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
             previous,
             gate,
             transform,
-            trainer,
             live,
+            trainer,
             evaluator,
             check,
             push,
@@ -222,10 +224,8 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
     ingest = [node(span, f"examples_{span}") for span in members]
     window_examples = SpanWindow(
         channel.union([item.outputs["examples"] for item in ingest]),
-        evaluated=config.evaluation.split,
-        evaluate_newest=window.evaluate_newest,
-        guard=window.guard,
-        code=code_fingerprint("components/examples/window.py"),
+        roles=Roles(config.evaluation.split, window.evaluate_newest, window.guard, window.learn_last),
+        code=code_fingerprint("components/examples/window.py", "components/examples/merge.py"),
     ).with_id("examples")
     return [*ingest, window_examples], window_examples
 

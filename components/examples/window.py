@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 from tfx import types
@@ -17,7 +18,7 @@ from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.errors import DataError
-from components.examples.merge import merge, place
+from components.examples.merge import Roles, merge, place
 from components.examples.outcome import REPORT
 
 
@@ -33,7 +34,8 @@ class Executor(base_executor.BaseExecutor):
         config = json.loads(exec_properties["custom_config"])
         spans = sorted(input_dict["spans"], key=lambda artifact: artifact.span)
         window = artifact_utils.get_single_instance(output_dict["examples"])
-        if config["evaluate_newest"] and len(spans) < 2:
+        roles = Roles(**config["roles"])
+        if roles.evaluate_newest and len(spans) < 2:
             raise DataError(
                 "window.evaluate_newest: the window holds one span, so there is none to learn from; wait for the next, "
                 "or set it to false"
@@ -44,22 +46,20 @@ class Executor(base_executor.BaseExecutor):
         for name in ("payload_format", "file_format"):  # custom properties: how the records are to be read
             window.set_string_custom_property(name, newest.get_string_custom_property(name))
         reports = []
-        for artifact in spans:
+        for number, artifact in enumerate(spans):
             with fileio.open(os.path.join(artifact.uri, REPORT), "r") as file:
                 reports.append(json.loads(file.read()))
             for split in artifact_utils.decode_split_names(artifact.split_names):
-                target = place(split, artifact is newest, **_choice(config))
+                target = place(split, len(spans) - 1 - number, roles)
+                if target is None:
+                    continue
                 _link(
                     artifact_utils.get_split_uri([artifact], split),
                     os.path.join(window.uri, f"Split-{target}"),
                     f"span-{artifact.span}-{split}-",
                 )
         with fileio.open(os.path.join(window.uri, REPORT), "w") as file:
-            file.write(json.dumps(merge(reports, **_choice(config)), indent=1))
-
-
-def _choice(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("evaluated", "evaluate_newest", "guard")}
+            file.write(json.dumps(merge(reports, roles), indent=1))
 
 
 def _link(source: str, target: str, prefix: str) -> None:
@@ -90,19 +90,16 @@ class SpanWindow(base_component.BaseComponent):
     SPEC_CLASS = SpanWindowSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(
-        self, spans: types.BaseChannel, *, evaluated: str, evaluate_newest: bool, guard: bool, code: str = ""
-    ) -> None:
+    def __init__(self, spans: types.BaseChannel, *, roles: Roles, code: str = "") -> None:
         """Args:
         spans: the Examples of every span.
-        evaluated, evaluate_newest, guard: see `place`.
+        roles: what each of them is for.
         code: a fingerprint of this step's code, so that a changed one is not answered from the cache.
         """
-        config = {"evaluated": evaluated, "evaluate_newest": evaluate_newest, "guard": guard, "code": code}
         super().__init__(
             SpanWindowSpec(
                 spans=spans,
                 examples=types.Channel(type=standard_artifacts.Examples),
-                custom_config=json.dumps(config, sort_keys=True),
+                custom_config=json.dumps({"roles": asdict(roles), "code": code}, sort_keys=True),
             )
         )

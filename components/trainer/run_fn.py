@@ -27,6 +27,7 @@ from components.trainer.hardware import choose_strategy, has_bfloat16
 from components.trainer.loop import Loop, make_predict_step, predict
 from components.trainer.losses import class_weights
 from components.trainer.metrics import scores, tune_thresholds
+from components.trainer.warm_start import warm_start
 
 _CHECK_EXAMPLES = 64
 
@@ -38,8 +39,9 @@ def run_fn(fn_args: Any) -> None:
 
     Args:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
-        and `custom_config` with `task`, `labels`, `pairs`, `vocab_file`, `lower_case`, `max_length`,
-        `encoder_config_file`, the sections `encoder`, `head` and `training`, and `checkpoint_dir`.
+        `base_model` (a SavedModel to start from, or None), and `custom_config` with `task`, `labels`, `pairs`,
+        `vocab_file`, `lower_case`, `max_length`, `encoder_config_file`, the sections `encoder`, `head` and
+        `training`, and `checkpoint_dir`.
 
     Raises:
       ConfigError, CheckpointError, DataError, PipelineError: as their messages say.
@@ -61,7 +63,8 @@ def run_fn(fn_args: Any) -> None:
     with strategy.scope():
         model = _build(config, policy="mixed_bfloat16" if mixed else "float32")
         loaded = _load_weights(model, config)
-    checkpoint_dir = os.path.join(config["checkpoint_dir"], _fingerprint(config, train, evaluation))
+        base = warm_start(model, fn_args.base_model) if fn_args.base_model else None
+    checkpoint_dir = os.path.join(config["checkpoint_dir"], _fingerprint(config, train, evaluation, base))
     loop = Loop(
         model, train, evaluation, task, training,
         weights=class_weights(training.class_weights, labels, train.labels, task),
@@ -87,6 +90,7 @@ def run_fn(fn_args: Any) -> None:
         "train_seconds": progress.seconds,
         "seconds": time.monotonic() - started,
         "weights": loaded,
+        "warm_start": base,
         "mixed_precision": mixed,
         "replicas": strategy.num_replicas_in_sync,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
@@ -150,9 +154,9 @@ def _plain_copy(model: TextClassifier, config: dict[str, Any]) -> TextClassifier
     return plain
 
 
-def _fingerprint(config: dict[str, Any], train: Examples, evaluation: Examples) -> str:
+def _fingerprint(config: dict[str, Any], train: Examples, evaluation: Examples, base: dict[str, Any] | None) -> str:
     settings = {key: value for key, value in config.items() if key != "checkpoint_dir"}
-    parts = [json.dumps(settings, sort_keys=True), train.digest(), evaluation.digest()]
+    parts = [json.dumps(settings, sort_keys=True), json.dumps(base), train.digest(), evaluation.digest()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -27,6 +27,8 @@ class WindowConfig(Section):
     until: SpanOrDate | None = None  # none after
     exclude: tuple[Annotated[int, Field(ge=0)], ...] = ()  # never these
     evaluate_newest: bool = False  # the newest span is evaluated on, whole, and the ones before are learned from
+    learn_last: PositiveInt | None = None  # learn from that many of them; the ones before are only evaluated on
+    warm_start: bool = False  # start from the live model's weights
     guard: bool = True  # evaluate_newest: those before keep their own evaluated split, so that the gates hold there too
 
     @field_validator("since", "until", mode="before")
@@ -41,6 +43,12 @@ class WindowConfig(Section):
             raise ValueError("since: comes after until, so the window would be empty")
         if self.evaluate_newest and self.last == 1:
             raise ValueError("evaluate_newest: needs last = 2 or more; one span is evaluated on, the rest learned from")
+        if self.warm_start and self.last == 1:
+            raise ValueError(
+                "warm_start: needs last = 2 or more, so that the gates hold on old spans too and nothing is forgotten"
+            )
+        if self.learn_last is not None and self.last != "all" and self.learn_last > self.last:
+            raise ValueError("learn_last: is more than last")
         return self
 
 

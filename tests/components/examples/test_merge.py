@@ -1,27 +1,38 @@
 import pytest
 
-from components.examples.merge import merge, place
+from components.examples.merge import Roles, merge, place
 
+TEST, EVAL = Roles("test"), Roles("eval")
+NEWEST, UNGUARDED = Roles("test", evaluate_newest=True), Roles("test", evaluate_newest=True, guard=False)
+LEARN_ONE = Roles("test", learn_last=1)
 CHOICES = [
-    # split    newest  evaluated  evaluate_newest guard | goes to
-    ("train", False, "test", False, True, "train"),
-    ("test", False, "test", False, True, "test"),
-    ("test", True, "test", False, True, "test"),
-    ("train", True, "test", True, True, "test"),
-    ("eval", True, "test", True, True, "test"),
-    ("test", True, "test", True, True, "test"),
-    ("train", False, "test", True, True, "train"),
-    ("eval", False, "test", True, True, "eval"),
-    ("test", False, "test", True, True, "test"),
-    ("test", False, "test", True, False, "train"),
-    ("eval", False, "eval", True, True, "eval"),
-    ("eval", False, "eval", True, False, "train"),
+    # split  age roles | goes to
+    ("train", 1, TEST, "train"),
+    ("test", 1, TEST, "test"),
+    ("test", 0, TEST, "test"),
+    ("train", 0, NEWEST, "test"),
+    ("eval", 0, NEWEST, "test"),
+    ("test", 0, NEWEST, "test"),
+    ("train", 1, NEWEST, "train"),
+    ("eval", 1, NEWEST, "eval"),
+    ("test", 1, NEWEST, "test"),
+    ("test", 1, UNGUARDED, "train"),
+    ("train", 0, LEARN_ONE, "train"),
+    ("eval", 1, LEARN_ONE, None),
+    ("train", 1, LEARN_ONE, None),
+    ("test", 1, LEARN_ONE, "test"),
+    ("train", 1, Roles("test", evaluate_newest=True, learn_last=1), "train"),
+    ("train", 2, Roles("test", evaluate_newest=True, learn_last=1), None),
+    ("test", 2, Roles("test", evaluate_newest=True, learn_last=1), "test"),
+    ("test", 2, Roles("test", evaluate_newest=True, learn_last=1, guard=False), None),
+    ("eval", 1, EVAL, "eval"),
+    ("eval", 1, Roles("eval", evaluate_newest=True, guard=False), "train"),
 ]
 
 
-@pytest.mark.parametrize(("split", "newest", "evaluated", "evaluate_newest", "guard", "target"), CHOICES)
-def test_place(split, newest, evaluated, evaluate_newest, guard, target) -> None:
-    assert place(split, newest, evaluated=evaluated, evaluate_newest=evaluate_newest, guard=guard) == target
+@pytest.mark.parametrize(("split", "age", "roles", "target"), CHOICES)
+def test_place(split, age, roles, target) -> None:
+    assert place(split, age, roles) == target
 
 
 def report(span: int, train: int, test: int, bad: int = 0) -> dict:
@@ -37,7 +48,7 @@ def report(span: int, train: int, test: int, bad: int = 0) -> dict:
 
 
 def test_reports_of_a_window_add_up() -> None:
-    found = merge([report(2, 10, 4, bad=1), report(3, 20, 5)], evaluated="test", evaluate_newest=False, guard=True)
+    found = merge([report(2, 10, 4, bad=1), report(3, 20, 5)], TEST)
     assert (found["span"], found["rows"]) == (3, 39)
     assert found["spans"] == [{"span": 2, "version": None, "rows": 14}, {"span": 3, "version": None, "rows": 25}]
     assert found["splits"] == {
@@ -55,7 +66,12 @@ def test_reports_of_a_window_add_up() -> None:
 
 def test_newest_span_as_evaluation_data_leaves_none_of_it_to_learn_from() -> None:
     reports = [report(2, 10, 4), report(3, 20, 5)]
-    guarded = merge(reports, evaluated="test", evaluate_newest=True, guard=True)
+    guarded = merge(reports, NEWEST)
     assert {name: split["rows"] for name, split in guarded["splits"].items()} == {"train": 10, "test": 29}
-    unguarded = merge(reports, evaluated="test", evaluate_newest=True, guard=False)
+    unguarded = merge(reports, UNGUARDED)
     assert {name: split["rows"] for name, split in unguarded["splits"].items()} == {"train": 14, "test": 25}
+
+
+def test_old_spans_that_are_only_evaluated_on_guard_against_forgetting() -> None:
+    found = merge([report(1, 50, 7), report(2, 10, 4), report(3, 20, 5)], LEARN_ONE)
+    assert {name: split["rows"] for name, split in found["splits"].items()} == {"test": 16, "train": 20}

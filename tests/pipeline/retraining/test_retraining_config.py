@@ -20,6 +20,8 @@ from pipeline.retraining.config import NotifyConfig, ScheduleConfig, WindowConfi
         (WindowConfig, {"since": 5, "until": 4}, "the window would be empty"),
         (WindowConfig, {"since": "2026-11-05", "until": "2026-11-04"}, "the window would be empty"),
         (WindowConfig, {"evaluate_newest": True}, "needs last = 2 or more"),
+        (WindowConfig, {"warm_start": True}, "so that the gates hold on old spans too"),
+        (WindowConfig, {"last": 3, "learn_last": 4}, "learn_last: is more than last"),
         (NotifyConfig, {"webhook": "ftp://host/x", "secret_file": "s"}, "is not an http:// or https:// address"),
         (NotifyConfig, {"webhook": "https://host/x"}, "signing secret"),
         (NotifyConfig, {"events": ["done"]}, "Input should be"),
