@@ -10,12 +10,13 @@ memory is its peak beyond what it held after the imports (Linux only: /proc).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -74,8 +75,10 @@ def _ingest(folder: str, output: str, workers: int, neighbours: bool) -> dict[st
     executor = TextExampleGenExecutor(BaseBeamExecutor.Context(beam_pipeline_args=arguments))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: importing peaks above what it leaves
     imports = _peak_mib()
+    workers_peak = _WorkersPeak()
     start = time.perf_counter()
-    executor.Do({}, {"examples": [artifact]}, component.exec_properties)
+    with workers_peak:
+        executor.Do({}, {"examples": [artifact]}, component.exec_properties)
     seconds = time.perf_counter() - start
     report = json.loads((Path(output) / "ingest_report.json").read_bytes())
     return {
@@ -83,13 +86,48 @@ def _ingest(folder: str, output: str, workers: int, neighbours: bool) -> dict[st
         "seconds": seconds,
         "imports_mib": imports,
         "mib": _peak_mib() - imports,
-        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "worker_mib": workers_peak.mib,
     }
 
 
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
+def _peak_mib(process: str = "self") -> float:
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+class _WorkersPeak(threading.Thread):
+    """Watches the processes that this one starts; `mib` is the greatest peak among them.
+
+    Their resource usage will not do: it counts the moment after the fork, when a child is as large as its parent.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.mib = 0.0
+        self._end = threading.Event()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_) -> None:
+        self._end.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._end.wait(0.2):
+            for process in _descendants("self"):
+                with contextlib.suppress(OSError, IndexError):  # it may have ended
+                    if b"sdk_worker_main" in Path(f"/proc/{process}/cmdline").read_bytes():
+                        self.mib = max(self.mib, _peak_mib(process))
+
+
+def _descendants(process: str) -> list[str]:
+    children = []
+    with contextlib.suppress(OSError):  # a process or a thread may have ended
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(OSError):
+                children += (task / "children").read_text().split()
+    return children + [more for child in children for more in _descendants(child)]
 
 
 def main() -> None:
