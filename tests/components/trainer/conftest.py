@@ -107,6 +107,7 @@ def make_fn_args(transformed):
             transform_output=base.transform_output,
             serving_model_dir=str(folder / "export"),
             model_run_dir=str(folder / "run"),
+            base_model=None,
             custom_config=base.custom_config | custom | {"checkpoint_dir": str(folder / "checkpoints")},
         )
 
