@@ -35,6 +35,18 @@ class Result:
     outputs: dict[str, dict[str, list[types.Artifact]]] = field(default_factory=dict)
 
 
+# What TensorFlow, Beam and ML Metadata say in errors of their own, whose texts as a whole may quote data.
+_SIGNS = {
+    "No space left on device": ("the disk is full; free some space and run again: what is done is kept", "OSError"),
+    "Read-only file system": ("the file system is read-only; what is done is kept", "OSError"),
+    "database is locked": ("another process holds the metadata; end it and run again: what is done is kept", "Busy"),
+    "Concurrent writes aborted": (
+        "another process holds the metadata; end it and run again: what is done is kept",
+        "Busy",
+    ),
+}
+
+
 class StepError(PipelineError):
     """A step failed; the message is the cause's own where the cause is meant for a person."""
 
@@ -124,5 +136,9 @@ def explain(step: str, error: BaseException) -> StepError:
     for item in chain:
         if isinstance(item, OSError) and item.errno is not None:
             return StepError(step, f"step {step}: {item.strerror}: {item.filename or 'no file named'}", kind="OSError")
+    for item in chain:
+        for sign, (meaning, kind) in _SIGNS.items():
+            if sign in str(item):
+                return StepError(step, f"step {step}: {meaning}", kind=kind)
     kinds = ", caused by ".join(dict.fromkeys(type(item).__name__ for item in chain))
     return StepError(step, f"step {step} failed ({kinds})", kind=type(chain[0]).__name__)

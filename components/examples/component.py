@@ -117,6 +117,8 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
             raise DataError("an input file was changed while it was read: run again when it is complete")
 
         span, version = exec_properties.get("span") or 0, exec_properties.get("version")
+        # TFX's driver notes the span as a custom property, which `artifact.span` does not read.
+        artifact.span = span
         report = outcome.build_report(found, span, version)
         rejected = _rejected_folder(artifact.uri)
         try:

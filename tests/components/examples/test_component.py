@@ -466,6 +466,7 @@ def test_newest_version_of_the_newest_span_is_ingested(tmp_path):
     found = run(tmp_path, config(folder, SPANS))
     assert found.texts("train") == ["span-10/v10"]
     assert (found.report["span"], found.report["version"]) == (10, 10)
+    assert found.artifact.span == 10, "what statistics of two spans are told apart by"
     assert found.report["files"][0]["file"] == "span-10/v10/train.csv"
 
 
