@@ -107,21 +107,16 @@ def schedule_status(
     if as_json:
         print(json.dumps({"root": str(loaded.root), **facts}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(title=f"{loaded.name}: scheduled runs", title_justify="left", box=None, header_style="bold")
-    for column in ("started", "span", "status", "version", "attempts", "reason", "cause"):
-        table.add_column(column)
+    print(f"{loaded.name}: scheduled runs in {loaded.root}" if facts["runs"] else f"no run yet in {loaded.root}")
     for run in facts["runs"]:
-        cells = [run["started_at"][:19], run["span"], run["status"], run["version"], run["attempts"], run["reason"]]
-        table.add_row(*("" if cell is None else str(cell) for cell in [*cells, run["cause"]]))
-    console.print(table if facts["runs"] else f"no run has been scheduled in {loaded.root} yet")
+        parts = [run["started_at"][:19], f"span {run['span']}", run["status"]]
+        parts += [] if run["version"] is None else [f"version {run['version']}"]
+        parts += [f"attempts {run['attempts']}", run["reason"]] + ([f"cause: {run['cause']}"] if run["cause"] else [])
+        print("  " + "  ".join(parts))
     for entry in facts["decisions"]:
-        console.print(f"{entry['at'][:19]}  {'run ' if entry['run'] else 'wait'}  {entry['reason']}", markup=False)
+        print(f"  {entry['at'][:19]}  {'run ' if entry['run'] else 'wait'}  {entry['reason']}")
     for entry in facts["skipped"]:
-        console.print(f"no run for {entry['trigger']}: {entry['reason']}", markup=False)
+        print(f"  no run for {entry['trigger']}: {entry['reason']}")
 
 
 def schedule_retry(config: ConfigPath, set_: Overrides = None) -> None:

@@ -70,7 +70,7 @@ def test_explain_says_why(call) -> None:
 
 
 def test_status_lists_runs_decisions_and_spans_that_no_run_has_seen(call) -> None:
-    assert "no run has been scheduled" in call("schedule", "status").stdout
+    assert "no run yet in" in call("schedule", "status").stdout
     call.project.add_span(5)
     call("schedule", "once", record={"status": "pushed", "run_id": "r1", "version": 7})
     found = json.loads(call("schedule", "status", "--json").stdout)

@@ -1,0 +1,86 @@
+"""What can befall a pipeline root from outside: each time a clear error, nothing lost, and a sound next run."""
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small_disk(project) -> Iterator[Path]:
+    """The pipeline root on a file system of its own, of 3 MiB; `mount -o remount` makes it larger."""
+    project.root.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(project.root)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs the rights of root")
+    yield project.root
+    subprocess.run(["umount", "--lazy", str(project.root)], check=True)
+
+
+def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_disk: Path) -> None:
+    refused = project.run()
+    assert refused.status == 1
+    assert "retention.min_free_mb = 512; nothing was started" in refused.stderr
+    filled = project.run("retention.min_free_mb=0")
+    assert filled.status == 1
+    assert "the disk is full" in filled.stderr or "No space left on device" in filled.stderr
+    assert "Traceback" not in filled.stderr
+    assert project.versions == []
+    subprocess.run(["mount", "-o", "remount,size=900m", str(small_disk)], check=True)
+    done = project.run()
+    assert done.status == 0, done.stderr
+    assert project.versions == [done.json["version"]]
+    with contextlib.closing(sqlite3.connect(small_disk / "metadata.sqlite")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(project) -> None:
+    first = project.run()
+    assert first.status == 0, first.stderr
+    database = project.root / "metadata.sqlite"
+    code = (
+        "import sqlite3, sys, time\n"
+        "database = sqlite3.connect(sys.argv[1])\n"
+        "database.execute('BEGIN EXCLUSIVE')\n"
+        "print('held', flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(database)], stdout=subprocess.PIPE) as holder:
+        try:
+            holder.stdout.readline()
+            held = project.run("training.seed=2")
+        finally:
+            holder.kill()
+    assert held.status == 1
+    assert "metadata.sqlite: another process holds it" in held.stderr
+    assert "Traceback" not in held.stderr
+    assert project.versions == [first.json["version"]]
+    after = project.run("training.seed=2")
+    assert after.status in (0, 3), after.stderr
+    copies = sorted((project.root / "backups").iterdir())
+    assert copies, "a copy of the metadata was made before the run"
+    with contextlib.closing(sqlite3.connect(copies[-1])) as copy:
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_records_of_the_future_do_not_disturb_when_the_clock_was_set_back(project) -> None:
+    """As a root looks whose last run was made with the clock a year ahead."""
+    runs = project.root / "runs"
+    newest = max(runs.iterdir())
+    ahead = newest.read_text().replace(newest.stem, "20991231T000000")
+    (runs / "20991231T000000.json").write_text(ahead)
+    number = project.versions[-1]
+    os.rename(project.serving_dir / str(number), project.serving_dir / "4102358400")  # the same moment
+    done = project.run("training.seed=3", "evaluation.gates=[{ metric = 'accuracy', min = 0.0 }]")
+    assert done.status == 0, done.stderr
+    assert done.json["run_id"] == "20991231T000000-0001"
+    assert done.json["version"] == 4102358401 == project.versions[-1]
