@@ -83,3 +83,32 @@ def test_drift_is_tfdvs_distance_of_labels_and_lengths(project) -> None:
     assert shifted["label"] == pytest.approx(0.3, abs=0.05)
     assert longer["tokens"] > 0.2
     assert longer["label"] < 0.05
+
+
+@pytest.mark.slow
+def test_serving_drift_is_of_the_logged_texts(project) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    def write_log(words: int) -> None:
+        with tf.io.TFRecordWriter(str(project.folder / "requests.tfrecord")) as writer:
+            for number in range(500):
+                log = prediction_log_pb2.PredictionLog()
+                text = " ".join(["aspirin"] * (1 + number % words))
+                log.predict_log.request.inputs["text"].CopyFrom(tf.make_tensor_proto([text], tf.string))
+                writer.write(log.SerializeToString())
+
+    write_log(10)
+    config = load_config(
+        project.folder / "c.toml",
+        [f"validation.serving_logs={project.folder}/requests.tfrecord", "schedule.serving_drift=0.1"],
+    )
+    rows = [row(n, b" ".join([b"aspirin"] * (1 + n % 10))) for n in range(500)]
+    training = measure._statistics(config, rows)
+    same, before = measure.serving_drift(config, training), measure.logs_digest(config)
+    write_log(40)
+    longer, after = measure.serving_drift(config, training), measure.logs_digest(config)
+    assert set(same) == set(longer) == {"tokens"}
+    assert same["tokens"] < 0.05
+    assert longer["tokens"] > 0.2
+    assert before != after
