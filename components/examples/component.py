@@ -150,7 +150,8 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
         again = [item for item in found.items if item.file.split in ("train", "all")]
         # What is written anew must be gone first: an item whose rows are all dropped writes no shard.
         for split in names if config["hash_split"] else ["train"]:
-            fileio.rmtree(FileSystems.join(ingestion.output, f"Split-{split}"))
+            if found.splits[split]:
+                fileio.rmtree(FileSystems.join(ingestion.output, f"Split-{split}"))
         with self._make_beam_pipeline() as pipeline:
             ingest.ingest_again(pipeline, dataclasses.replace(ingestion, dropped_hashes=path), again)
         cleaned = outcome.collect(ingestion, inputs, names)

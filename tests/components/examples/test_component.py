@@ -266,6 +266,20 @@ def test_hash_split_keeps_documents_whole_and_does_not_depend_on_the_rest(tmp_pa
     assert artifact_utils.decode_split_names(found.artifact.split_names) == ["train", "eval", "test"]
 
 
+def test_leaks_are_dropped_from_a_hash_split_too(tmp_path):
+    # By `split_of`, groups 0 to 5 are train, 6 is test and 11 is eval.
+    rows = ["0,a,METHODS", "1,b,METHODS", "2,c,METHODS", "6,a,METHODS", "11,b,METHODS", "11,d,METHODS"]
+    data = config(write(tmp_path / "in", all=rows), {"all": "all.csv"}, drop_leaked=True)
+    found = run(tmp_path, data)
+    assert [found.texts(split) for split in ("train", "eval", "test")] == [["c"], ["b", "d"], ["a"]]
+    assert found.report["dropped"] == {"train": 2}
+    data = config(
+        write(tmp_path / "in", all=[row for row in rows if row[0] != "6"]), {"all": "all.csv"}, drop_leaked=True
+    )
+    with pytest.raises(DataError, match="^split test is empty: no group fell into it"):
+        run(tmp_path, data)
+
+
 def test_hash_split_without_ids_puts_equal_texts_on_one_side(tmp_path):
     folder = write(tmp_path / "in", all=[f"{number},text {number % 20},METHODS" for number in range(60)])
     found = run(tmp_path, config(folder, {"all": "all.csv"}, columns=Columns(), hash_split={"train": 1, "eval": 1}))
