@@ -276,7 +276,7 @@ def test_leaks_are_dropped_from_a_hash_split_too(tmp_path):
     data = config(
         write(tmp_path / "in", all=[row for row in rows if row[0] != "6"]), {"all": "all.csv"}, drop_leaked=True
     )
-    with pytest.raises(DataError, match="^split test is empty: no group fell into it"):
+    with pytest.raises(DataError, match=r"^split test is empty: no group fell into it"):
         run(tmp_path, data)
 
 
