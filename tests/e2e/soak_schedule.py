@@ -55,7 +55,7 @@ def main() -> None:
     def clock() -> dt.datetime:
         return dt.datetime.fromisoformat(Path(clock_file).read_text())
 
-    watch = WatchConfig(target=server, metrics_url=metrics, watch_s=3, poll_s=0.5, load_timeout_s=120, min_requests=5)
+    watch = WatchConfig(target=server, metrics_url=metrics, watch_s=3, poll_s=0.5, load_timeout_s=900, min_requests=5)
     scheduler = Scheduler(
         config,
         WarmRun(Path(config_file), address),
