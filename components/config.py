@@ -243,7 +243,7 @@ class EvaluationConfig(Section):
     split: Literal["eval", "test"] = "test"
     gates: tuple[Gate, ...] = (Gate(metric="macro_f1", min_gain_over_baseline=0.0),)
     length_bounds: tuple[PositiveInt, ...] = (16, 32, 64)  # tokens; slices by length
-    bootstrap_samples: Annotated[int, Field(ge=0)] = 20  # Poisson bootstrap of TFMA; 0: no intervals
+    bootstrap_samples: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % intervals; 0: no intervals
     paired_samples: PositiveInt = 2000  # paired bootstrap against the baseline
     baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
 

@@ -51,6 +51,7 @@ class TextEvaluator(Evaluator):
         baseline_model: types.BaseChannel | None = None,
         slices: Sequence[str] = (),
         pairs: bool = False,
+        code: str = "",
     ):
         """Makes the node.
 
@@ -63,6 +64,7 @@ class TextEvaluator(Evaluator):
           baseline_model: the latest blessed model, from a Resolver; the channel may hold none.
           slices: columns of the examples to report metrics by.
           pairs: whether the examples hold `text_pair`.
+          code: a fingerprint of this step's code, so that new code is not answered from the cache.
         """
         custom_config: dict[str, Any] = {
             "task": task,
@@ -70,6 +72,7 @@ class TextEvaluator(Evaluator):
             "evaluation": evaluation.model_dump(mode="json"),
             "slices": list(slices),
             "pairs": pairs,
+            "code": code,
         }
         spec = TextEvaluatorSpec(
             examples=examples,

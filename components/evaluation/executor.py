@@ -11,13 +11,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
 from absl import logging
+from tensorflow_model_analysis.proto import config_pb2
 from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as tfx_executor
 from tfx.dsl.io import fileio
@@ -176,13 +177,16 @@ def _find_blessed(models: list[Any], scoring: extract.Scoring, record: bytes) ->
         model = tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError):  # the message says no more than that
         return _Blessed(problem=f"the latest blessed model cannot be loaded from {path}")
-    (name,) = scoring.specs
+    ((name, candidate),) = scoring.specs.items()
+    spec = config_pb2.ModelSpec(is_baseline=True)
+    spec.MergeFrom(candidate)
+    scoring = replace(scoring, specs={name: spec})
     try:
         if extract.class_names(model, scoring, name, record) != scoring.labels:
             return _Blessed(note="the latest blessed model has other labels, so there is nothing to compare with")
         extract.ask(model, scoring, name, [record])
     except ServingError as error:
-        return _Blessed(problem=f"the latest blessed model does not answer ({error})")
+        return _Blessed(problem=str(error))
     return _Blessed(path=path)
 
 

@@ -104,7 +104,8 @@ def ask(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tu
       ServingError: if it does not answer, answers for other labels, or with what is not a number.
     """
     spec = scoring.specs[name]
-    outputs = _call(model, spec.signature_name, records)
+    who = _who(spec)
+    outputs = _call(model, spec, spec.signature_name, records)
     shape = (len(records), len(scoring.labels))
     try:
         probabilities = np.asarray(outputs[spec.prediction_key], np.float32)
@@ -114,17 +115,16 @@ def ask(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tu
             names = np.array([label.encode() for label in scoring.labels], object)
             decision = np.asarray(outputs["label"], object)[:, None] == names
     except KeyError as error:
-        raise ServingError(f"the exported model's signature {spec.signature_name} has no output {error}") from None
+        raise ServingError(f"{who}'s signature {spec.signature_name} has no output {error}") from None
     if probabilities.shape != shape or decision.shape != shape:
         raise ServingError(
-            f"the exported model answers {probabilities.size / max(shape[0], 1):g} probabilities a row; "
-            f"there are {shape[1]} labels"
+            f"{who} answers {probabilities.size / max(shape[0], 1):g} probabilities a row; there are {shape[1]} labels"
         )
     bad = int((~np.isfinite(probabilities)).any(axis=1).sum())
     if bad:
-        raise ServingError(f"the exported model's probabilities are not numbers in {bad} of {shape[0]} rows")
+        raise ServingError(f"{who}'s probabilities are not numbers in {bad} of {shape[0]} rows")
     if not scoring.multilabel and not (decision.sum(axis=1) == 1).all():
-        raise ServingError("the exported model decides for labels that the configuration does not have; train again")
+        raise ServingError(f"{who} decides for labels that the configuration does not have; train again")
     return probabilities, decision
 
 
@@ -135,7 +135,7 @@ def features(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) 
       ServingError: if it gives labels that the configuration does not have.
     """
     spec = scoring.specs[name]
-    outputs = _call(model, spec.preprocessing_function_names[0], records)
+    outputs = _call(model, spec, spec.preprocessing_function_names[0], records)
     try:
         labels, lengths = np.asarray(outputs[spec.label_key]), np.asarray(outputs["length"])
     except KeyError as error:
@@ -148,23 +148,28 @@ def features(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) 
 
 def class_names(model: Any, scoring: Scoring, name: str, record: bytes) -> tuple[str, ...]:
     """The labels that a model knows, in the order of its probabilities; asked with one example."""
-    outputs = _call(model, scoring.specs[name].signature_name, [record])
+    spec = scoring.specs[name]
+    outputs = _call(model, spec, spec.signature_name, [record])
     if "classes" not in outputs:
-        raise ServingError("the exported model's signature has no output 'classes'")
+        raise ServingError(f"{_who(spec)}'s signature {spec.signature_name} has no output 'classes'")
     return tuple(bytes(value).decode() for value in np.asarray(outputs["classes"]).reshape(-1))
 
 
-def _call(model: Any, signature: str, records: Sequence[bytes]) -> dict[str, Any]:
+def _who(spec: Any) -> str:
+    return "the latest blessed model" if spec.is_baseline else "the exported model"
+
+
+def _call(model: Any, spec: Any, signature: str, records: Sequence[bytes]) -> dict[str, Any]:
     function = model.signatures.get(signature) if hasattr(model, "signatures") else None
     if function is None:
-        raise ServingError(f"the exported model has no signature {signature}; train it again with this version")
+        raise ServingError(f"{_who(spec)} has no signature {signature}; train it again with this version")
     try:
         outputs = function(tf.constant(list(records), tf.string))
         return {key: value.numpy() for key, value in outputs.items()}
     except _MODEL_ERRORS as error:
         kind = type(error).__name__
     # Outside the handler: TensorFlow's message holds the example that it could not read, and must not be chained.
-    raise ServingError(f"the exported model's signature {signature} failed on {len(records)} rows ({kind})")
+    raise ServingError(f"{_who(spec)}'s signature {signature} failed on {len(records)} rows ({kind})")
 
 
 def prediction_table(scoring: Scoring, path: str) -> tuple[Any, Any]:

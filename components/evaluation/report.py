@@ -22,6 +22,7 @@ from components.evaluation.metrics import BY_LABEL, OVERALL
 from components.evaluation.scores import Array
 
 _DIGITS = 9  # so that the order in which workers add up does not show
+_MIN_ROWS = 10  # slices of fewer rows get no intervals: they would say nothing, and there can be many
 SEED = 0  # of every bootstrap
 
 
@@ -139,8 +140,14 @@ def model_report(
     slices = []
     for name in sorted(figures.keys() - {""}, key=lambda name: _slice_order(name, scoring)):
         count, part = figures[name]
-        bounds, _ = _intervals(predictions, np.array(members[name]), scoring, samples)
-        slices.append({"slice": name, "examples": count, "metrics": _with_bounds(part.overall, bounds)})
+        kept = part.overall
+        if name.startswith(f"{LABEL_SLICE}=") and not scoring.multilabel:
+            # One true label: accuracy is its recall, and what averages over labels says nothing.
+            kept = {metric: kept[metric] for metric in ("accuracy", "calibration_error")}
+        bounds: dict[str, bootstrap.Interval] = {}
+        if count >= _MIN_ROWS:
+            bounds, _ = _intervals(predictions, np.array(members[name]), scoring, samples)
+        slices.append({"slice": name, "examples": count, "metrics": _with_bounds(kept, bounds)})
     confusion = None
     if not scoring.multilabel:
         confusion = (predictions.truth.T.astype(int) @ predictions.decision.astype(int)).tolist()

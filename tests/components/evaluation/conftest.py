@@ -100,7 +100,13 @@ class Workshop:
             "pairs": pairs,
         }
         context = Executor.Context(
-            beam_pipeline_args=["--direct_running_mode=in_memory", "--direct_num_workers=1"],
+            # An image, though none is used: else TFX builds a source package of itself for workers, for seconds.
+            beam_pipeline_args=[
+                "--runner=FnApiRunner",
+                "--direct_running_mode=in_memory",
+                "--direct_num_workers=1",
+                "--sdk_container_image=none",
+            ],
             tmp_dir=self.folder(),
             unique_id="1",
         )
