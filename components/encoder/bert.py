@@ -41,7 +41,13 @@ class Embeddings(keras.layers.Layer):
             ("position", g.max_position_embeddings),
             ("segment", g.type_vocab_size),
         ):
-            weight = self.add_weight(shape=(size, g.hidden_size), initializer=normal.clone(), name=f"{name}_embeddings")
+            # No autocast: it would turn the whole table to the compute dtype, and its gradient dense, every step.
+            weight = self.add_weight(
+                shape=(size, g.hidden_size),
+                initializer=normal.clone(),
+                autocast=False,
+                name=f"{name}_embeddings",
+            )
             setattr(self, name, weight)
         self.norm.build((None, g.hidden_size))
 
@@ -49,7 +55,8 @@ class Embeddings(keras.layers.Layer):
         x = ops.take(self.word, batch["ids"], axis=0)  # (T, H)
         x = x + ops.take(self.position, place.positions, axis=0)
         x = x + (ops.take(self.segment, batch["segments"], axis=0) if "segments" in batch else self.segment[0])
-        return self.dropout(self.norm(x), training=training)
+        x = self.norm(ops.cast(x, self.compute_dtype))
+        return self.dropout(x, training=training)
 
 
 class SelfAttention(keras.layers.Layer):

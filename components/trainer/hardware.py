@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import tensorflow as tf
 
+log = logging.getLogger(__name__)
+
 
 def choose_strategy() -> tf.distribute.Strategy:
-    """MirroredStrategy over several GPUs; else TensorFlow's default, one device."""
+    """MirroredStrategy over several GPUs; else TensorFlow's default, one device.
+
+    GPU memory is taken as it is needed: the model server of the serving check wants some of the same GPU.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:  # TensorFlow has already started on it
+            log.info("%s is in use already; its memory is not shared", gpu.name)
     gpus = tf.config.list_logical_devices("GPU")
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -49,21 +50,25 @@ def classifier(kind, pairs, **settings):
 
 
 @cache
-def model_and_answers(kind, pairs):
+def answers_of(kind, pairs):
+    """A compiled classifier, and its answers to each text alone."""
     model = classifier(kind, pairs)
-    return model, np.concatenate([ops.convert_to_numpy(model(packed([text], pairs))) for text in TEXTS])
+    names = ("ids", "row_lengths", "segments") if pairs else ("ids", "row_lengths")
+    signature = [{name: tf.TensorSpec([None], tf.int32) for name in names}]
+    answer = tf.function(lambda batch: model(batch), input_signature=signature, autograph=False)
+    return answer, np.concatenate([answer(packed([text], pairs)) for text in TEXTS])
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10, deadline=None, phases=[Phase.generate])
+@settings(max_examples=25, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
-    model, expected = model_and_answers(kind, pairs)
+    answer, expected = answers_of(kind, pairs)
     order = data.draw(st.permutations(range(len(TEXTS))))
     cut = data.draw(st.integers(1, len(TEXTS) - 1))
     for group in (order[:cut], order[cut:]):
-        found = ops.convert_to_numpy(model(packed([TEXTS[n] for n in group], pairs)))
+        found = answer(packed([TEXTS[n] for n in group], pairs))
         np.testing.assert_allclose(found, expected[group], rtol=0, atol=1e-5)
 
 
@@ -205,3 +210,20 @@ def test_a_frozen_encoder_leaves_only_the_head_to_train():
     model = build_classifier(GEOMETRY, HeadConfig(filters=(3,)), "multiclass", 3, encoder_trainable=False)
     assert all("encoder" not in variable.path for variable in model.trainable_variables)
     assert len(model.trainable_variables) == 10
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_head_trains_in_either_precision_with_row_gradients_for_words(kind, policy):
+    model = build_classifier(GEOMETRY, HeadConfig(kind=kind, filters=(3,)), "multiclass", 3, True, 24, policy)
+    variables = [variable.value for variable in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        logits = model(packed(TEXTS, True), training=True)
+        loss = tf.reduce_sum(logits**2)
+    assert logits.dtype == tf.float32
+    gradients = dict(zip([v.path for v in model.trainable_variables], tape.gradient(loss, variables), strict=True))
+    (words,) = [g for path, g in gradients.items() if path.endswith("word_embeddings")]
+    assert isinstance(words, tf.IndexedSlices)
+    assert words.values.shape == (sum(map(len, TEXTS)), 8)
+    assert all(gradient is not None for gradient in gradients.values())
+    assert all(bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(g)))) for g in gradients.values())
