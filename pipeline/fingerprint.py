@@ -47,13 +47,13 @@ class FileHashes:
             self._known = {}
         self._changed = False
 
-    def of(self, path: Path) -> str:
-        """The hash of `path`, read again only when the file has changed."""
-        status = path.stat()
+    def of(self, path: Path | str, status: os.stat_result | None = None) -> str:
+        """The hash of `path`, read again only when the file has changed; `status` is that of the file, if known."""
+        status = status or os.stat(path)
         mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(str(path))
         if known is None or known[0] != mark:
-            known = self._known[str(path)] = [mark, file_hash(path)]
+            known = self._known[str(path)] = [mark, file_hash(Path(path))]
             self._changed = True
         return known[1]
 

@@ -22,7 +22,15 @@ def has_spans(data: DataConfig) -> bool:
 
 def find_files(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[Path]]]]:
     """Span → its newest version and the files of that by split; one span 0 where the data has none."""
-    found: dict[int, dict[int, dict[str, list[Path]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    return {
+        span: (version, {split: [data.input / name for name in names] for split, names in by_split.items()})
+        for span, (version, by_split) in find_names(data).items()
+    }
+
+
+def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[str]]]]:
+    """The same by the files' names under `data.input`."""
+    found: dict[int, dict[int, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for split, pattern in data.splits.items():
         expression = re.compile(_expression(pattern))
         for name in glob.iglob(_FIELD.sub("*", pattern), root_dir=data.input):
@@ -31,7 +39,7 @@ def find_files(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[P
                 groups = match.groupdict()
                 version = groups.get("version")
                 span = int(groups.get("span") or 0)
-                found[span][-1 if version is None else int(version)][split].append(data.input / name)
+                found[span][-1 if version is None else int(version)][split].append(name)
     newest = {}
     for span in sorted(found):
         version_number = max(found[span])
@@ -60,7 +68,7 @@ def spans_of_run(data: DataConfig, window: WindowConfig) -> tuple[int, ...]:
     """
     if not has_spans(data):
         return (0,)
-    there = [number for number, (_, by_split) in find_files(data).items() if set(by_split) == set(data.splits)]
+    there = [number for number, (_, by_split) in find_names(data).items() if set(by_split) == set(data.splits)]
     members = window_members(window, there)
     if not members:
         raise ConfigError(

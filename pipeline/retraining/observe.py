@@ -28,7 +28,7 @@ def find_spans(data: DataConfig, hashes: FileHashes, now: dt.datetime, settle_s:
       DataError: a folder or a file cannot be read.
     """
     found = []
-    for number, (version, by_split) in spans.find_files(data).items():
+    for number, (version, by_split) in spans.find_names(data).items():
         try:
             found.append(_describe(data, hashes, number, version, by_split, now, settle_s))
         except OSError as error:
@@ -69,25 +69,22 @@ def _same_files(data: DataConfig, span: Span, seen: set[Any]) -> bool:
 
 
 def _describe(
-    data: DataConfig, hashes: FileHashes, number: int, version: int | None, by_split: dict[str, list[Path]],
+    data: DataConfig, hashes: FileHashes, number: int, version: int | None, by_split: dict[str, list[str]],
     now: dt.datetime, settle_s: float,
 ) -> Span:  # fmt: skip
-    digest = hashlib.sha256()
-    newest = 0.0
-    settled = True
+    base, moment = str(data.input), now.timestamp()
+    found = []
+    newest, settled = 0.0, True
     for split in sorted(by_split):
-        for path in sorted(by_split[split]):
-            modified = os.stat(path).st_mtime
-            newest = max(newest, modified)
-            settled = settled and not modified <= now.timestamp() < modified + settle_s
+        for name in sorted(by_split[split]):
+            path = f"{base}/{name}"
+            status = os.stat(path)
+            found.append((split, name, path, status))
+            newest = max(newest, status.st_mtime)
+            settled = settled and not status.st_mtime <= moment < status.st_mtime + settle_s
+    digest = ""
     if settled:
-        for split in sorted(by_split):
-            for path in sorted(by_split[split]):
-                digest.update(f"{split}\0{path.relative_to(data.input)}\0{hashes.of(path)}\n".encode())
-    return Span(
-        number,
-        version,
-        digest.hexdigest() if settled else "",
-        dt.datetime.fromtimestamp(newest, dt.UTC),
-        complete=set(by_split) == set(data.splits),
-    )
+        lines = [f"{split}\0{name}\0{hashes.of(path, status)}\n" for split, name, path, status in found]
+        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    modified = dt.datetime.fromtimestamp(newest, dt.UTC)
+    return Span(number, version, digest, modified, complete=len(by_split) == len(data.splits))

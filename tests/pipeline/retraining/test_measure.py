@@ -40,8 +40,8 @@ def test_sample_is_the_same_each_time_and_reaches_over_all_rows() -> None:
     assert measure.sample(iter(rows[:7]), 100) == rows[:7]
 
 
+@pytest.mark.slow
 def test_rows_that_the_live_version_has_learned_from_are_not_fresh(project) -> None:
-    pytest.importorskip("tfx")
     assert [item.text for item in measure.fresh_rows(project.config, 0, seen=False)] == [b"a 0 1 train", b"a 0 1 dev"]
     assert [item.text for item in measure.fresh_rows(project.config, 0, seen=True)] == [b"a 0 1 dev"]
 
