@@ -255,7 +255,9 @@ def _plan_new(schedule: ScheduleConfig, window: WindowConfig, observed: Observed
     new = [
         span.number
         for span in spans.usable
-        if span.trigger not in observed.handled and (handled is None or span.number > handled)
+        if span.trigger not in observed.handled
+        and (handled is None or span.number > handled)
+        and _is_enough(window, window_members(window, numbers, span.number))
     ]
     if new:
         newest = new[0] if schedule.backlog == "each" else new[-1]
@@ -275,6 +277,8 @@ def _plan_newest(window: WindowConfig, observed: Observed, spans: _Sorted) -> _P
 
 def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _Sorted) -> _Plan:
     members = set(window_members(window, (span.number for span in spans.usable), newest))
+    if not _is_enough(window, members):
+        return _Plan()
     pending = [s for s in spans.usable if s.trigger not in observed.handled and s.number <= newest]
     skipped = [
         (span.trigger, f"{span}: the window that ends with span {newest} does not reach back to it")
@@ -282,6 +286,11 @@ def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _
         if span.number not in members
     ]
     return _Plan(newest, tuple(span for span in pending if span.number in members), tuple(skipped))
+
+
+def _is_enough(window: WindowConfig, members: Collection[int]) -> bool:
+    """Whether a window has something to learn from and something to evaluate on."""
+    return len(members) > window.evaluate_newest
 
 
 def _cron(now: dt.datetime, schedule: ScheduleConfig, observed: Observed) -> tuple[Finding, str | None]:

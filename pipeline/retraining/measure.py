@@ -13,7 +13,6 @@ Prints one JSON object, `{"measurements": […]}`, of numbers and names, never a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import sqlite3
@@ -64,7 +63,7 @@ def measure(config: Config, live: int, span: int, digest: str) -> list[dict[str,
                 add("drift", digest, what, value)
         if schedule.serving_drift is not None:
             for what, value in serving_drift(config, training).items():
-                add("serving_drift", logs_digest(config), what, value)
+                add("serving_drift", observe.logs_digest(config), what, value)
     return found
 
 
@@ -196,16 +195,6 @@ def serving_drift(config: Config, training: Any) -> dict[str, float]:
                 pipeline, str(config.validation.serving_logs), str(config.vocab_file), config.tokenizer.lower_case, path
             )
         return _distances(config, training, "skew", serving=load_stats_binary(path))
-
-
-def logs_digest(config: Config) -> str:
-    """Of the names, sizes and times of the request logs."""
-    logs = Path(str(config.validation.serving_logs))
-    digest = hashlib.sha256()
-    for path in sorted(logs.parent.glob(logs.name)):
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _statistics(config: Config, rows: Iterable[Row]) -> Any:

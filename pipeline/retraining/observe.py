@@ -12,6 +12,7 @@ from components.config import DataConfig
 from components.errors import DataError
 from components.push import base_path
 from pipeline import spans
+from pipeline.config import Config
 from pipeline.fingerprint import FileHashes
 from pipeline.retraining.decision import Span
 
@@ -45,6 +46,24 @@ def live_version(serving_dir: Path) -> tuple[int | None, dict[str, Any]]:
         return None, {}
     number = max(published)
     return number, base_path.read_lineage(published[number]) or {}
+
+
+def evidence(config: Config, live: int, found: tuple[Span, ...]) -> str:
+    """What drift and score are measured on: the live version, the newest whole span and the request log."""
+    whole = [span.digest for span in found if span.complete and span.digest]
+    return f"{live} {whole[-1] if whole else ''} {logs_digest(config)}"
+
+
+def logs_digest(config: Config) -> str:
+    """Of the names, sizes and times of the request logs; "" where none are configured."""
+    if config.validation.serving_logs is None:
+        return ""
+    logs = Path(config.validation.serving_logs)
+    digest = hashlib.sha256()
+    for path in sorted(logs.parent.glob(logs.name)):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def known_before(found: tuple[Span, ...], lineage: dict[str, Any], data: DataConfig, first: int | None) -> list[Span]:

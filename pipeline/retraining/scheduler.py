@@ -25,6 +25,7 @@ from pipeline.retraining import launch, observe, results
 from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
+from pipeline.spans import has_spans
 
 _log = logging.getLogger(__name__)
 _LOCK = "schedule.lock"
@@ -160,8 +161,13 @@ class Scheduler:
                 if result is None:
                     run = state.attempt(run, launch.newest_record(root))
             if result is None:
-                result = self._start(Request(run.key, run.newest, run.exclude), self.stop, lock)
+                result = self._start(self._request(run), self.stop, lock)
         return self._settle(state, run, result)
+
+    def _request(self, run: Run) -> Request:
+        newest = run.newest if has_spans(self._config.data) else None
+        configured = self._config.window.exclude  # an override replaces it, so it is said again
+        return Request(run.key, newest, tuple(sorted({*configured, *run.exclude})) if run.exclude else ())
 
     def _settle(self, state: State, run: Run, result: dict[str, Any]) -> Run:
         status = results.status_of(result)
@@ -242,15 +248,18 @@ class Scheduler:
         if self._measure is None or all(bound is None for bound in bounds) or state.open_run() is not None:
             return
         live, _ = observe.live_version(self._config.serving_dir)
-        last = state.measured_at()
+        last, measured_on = state.measured_at()
         due = last is None or not last <= now < last + dt.timedelta(seconds=schedule.measure_every_s)
         if live is None or not due:
+            return
+        evidence = observe.evidence(self._config, live, spans)
+        if evidence == measured_on:
             return
         found = self._measure(live, spans, self.stop)
         known = {item.trigger for item in state.measurements()}
         drifted = [item for item in found if results.is_drift(schedule, item) and item.trigger not in known]
         body = {"pipeline": self._config.name, "root": str(self._config.root), "event": "drift"}
-        state.measured(found, now, [("drift", {**body, **results.drift_body(item, now)}) for item in drifted])
+        state.measured(found, now, evidence, [("drift", {**body, **results.drift_body(item, now)}) for item in drifted])
 
     def _pause(self, look: Look) -> float:
         if look.run is not None:

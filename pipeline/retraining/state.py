@@ -161,11 +161,11 @@ class State:
             rows = self._db.execute("SELECT * FROM measurements").fetchall()
         return tuple(Measurement(row["rule"], row["live"], row["evidence"], row["value"], row["what"]) for row in rows)
 
-    def measured_at(self) -> dt.datetime | None:
-        """When something was last measured."""
+    def measured_at(self) -> tuple[dt.datetime | None, str | None]:
+        """When something was last measured, and on what."""
         with self._explained():
-            value = self._fact("measured_at")
-        return None if value is None else _time(value)
+            value, evidence = self._fact("measured_at"), self._fact("measured_on")
+        return None if value is None else _time(value), evidence
 
     # === What happens ===
 
@@ -259,9 +259,10 @@ class State:
             self._queue(events, now)
 
     def measured(
-        self, found: Iterable[Measurement], now: dt.datetime, events: Sequence[tuple[str, dict[str, Any]]] = ()
-    ) -> None:
-        """Keeps measurements in place of earlier ones of the same rule and feature."""
+        self, found: Iterable[Measurement], now: dt.datetime, evidence: str,
+        events: Sequence[tuple[str, dict[str, Any]]] = (),
+    ) -> None:  # fmt: skip
+        """Keeps measurements in place of earlier ones of the same rule and feature; `evidence` is what they are of."""
         with self._transaction():
             for item in found:
                 self._db.execute(
@@ -269,6 +270,7 @@ class State:
                     (item.rule, item.what, _text(now), item.live, item.evidence, item.value),
                 )
             self._set("measured_at", _text(now))
+            self._set("measured_on", evidence)
             self._queue(events, now)
 
     def decided(self, decision: Decision, now: dt.datetime) -> bool:

@@ -87,6 +87,8 @@ SPAN_TABLE = [
     ("a split is missing: not waited for",    EACH,   ONE, (S2, S3_HALF, S4),  (S2,),       2,    (),    True,  4, (S4,), ()),
     ("refused is left out of the window",     EACH,   TWO, (S1, S2, S3),       (S1, S2),    2,    (S2,), True,  3, (S3,), ()),
     ("refused, then corrected",               EACH,   ONE, (S1, S2_V2),        (S1, S2),    2,    (S2,), True,  2, (S2_V2,), ()),
+    ("nothing to learn from yet",             EACH,   {"last": 2, "evaluate_newest": True}, (S1,),  (), None, (), False, None, (), ()),
+    ("one to learn from, one to evaluate on", EACH,   {"last": 2, "evaluate_newest": True}, (S1, S2), (), None, (), True, 2, (S1, S2), ()),
     ("before window.since",                   EACH,   {"last": "all", "since": 2}, (S1, S2), (), None, (), True, 2, (S2,), (S1,)),
     ("after window.until",                    EACH,   {"last": "all", "until": 2}, (S2, S3), (S2,), 2, (), False, 2, (), (S3,)),
 ]  # fmt: skip

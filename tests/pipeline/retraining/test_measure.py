@@ -7,7 +7,7 @@ import pytest
 from components.errors import PipelineError
 from components.examples.rows import Row
 from pipeline.config import load_config
-from pipeline.retraining import measure
+from pipeline.retraining import measure, observe
 
 YES, NO = ("yes",), ("no",)
 
@@ -105,9 +105,9 @@ def test_serving_drift_is_of_the_logged_texts(project) -> None:
     )
     rows = [row(n, b" ".join([b"aspirin"] * (1 + n % 10))) for n in range(500)]
     training = measure._statistics(config, rows)
-    same, before = measure.serving_drift(config, training), measure.logs_digest(config)
+    same, before = measure.serving_drift(config, training), observe.logs_digest(config)
     write_log(40)
-    longer, after = measure.serving_drift(config, training), measure.logs_digest(config)
+    longer, after = measure.serving_drift(config, training), observe.logs_digest(config)
     assert set(same) == set(longer) == {"tokens"}
     assert same["tokens"] < 0.05
     assert longer["tokens"] > 0.2

@@ -179,7 +179,10 @@ def test_measurement_out_of_bounds_runs_once_and_is_told(make_project) -> None:
     assert scheduler.look().run is None
     assert len(calls) == 1, "measured again only after schedule.measure_every_s"
     project.pass_time(hours=1.1)
-    assert scheduler.look().run is None, "the same evidence is answered already"
+    assert scheduler.look().run is None
+    assert len(calls) == 1, "nothing new to measure on"
+    project.add_span(0, version=2)
+    assert scheduler.look().run is None, "the same trigger is answered already"
     assert len(calls) == 2
     state = State(project.root)
     assert [event for _, event, *_ in state.outbox()] == ["pushed", "drift", "pushed"]
@@ -304,6 +307,44 @@ def test_process_is_ended_when_it_takes_too_long_or_the_schedule_stops(tmp_path:
 def test_process_is_taken_at_its_word_or_its_end_is_named(tmp_path: Path, code: str, expected: dict) -> None:
     found = launch.run_json([sys.executable, "-c", code], tmp_path / "log", threading.Event())
     assert {key: found[key] for key in expected} == expected
+
+
+def test_configured_exclusions_stay_when_refused_spans_are_added(make_project) -> None:
+    project = make_project("window.last=3", "window.exclude=[7]")
+    project.run.faults = {1: {"status": "failed", "error": "bad", "error_kind": "DataError"}}
+    scheduler = project.scheduler()
+    scheduler.look()
+    for span in (1, 2):
+        project.add_span(span)
+        scheduler.look()
+    assert [request.exclude for request in project.run.requests] == [(), (), (1, 7)]
+
+
+def test_data_without_spans_is_run_on_when_it_changes_and_no_window_is_asked_for(tmp_path: Path) -> None:
+    from pipeline.config import load_config
+    from pipeline.retraining.scheduler import Scheduler
+
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "dev"):
+        (tmp_path / "rows" / f"{name}.csv").write_text("text,label\na,yes\n")
+    (tmp_path / "c.toml").write_text(
+        'task = "binary"\nlabels = ["no", "yes"]\n[data]\ninput = "rows"\n'
+        'splits = { train = "train.csv", eval = "dev.csv" }\n[evaluation]\nsplit = "eval"\n'
+        "[schedule]\non_new_span = true\nsettle_s = 0\n"
+    )
+    config = load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/root"])
+    requests = []
+
+    def start(request, stop, lock):
+        requests.append(request)
+        return {"status": "pushed", "run_id": "r", "version": 1}
+
+    scheduler = Scheduler(config, start)
+    assert scheduler.look().run.status == "pushed"
+    assert scheduler.look().run is None
+    (tmp_path / "rows" / "train.csv").write_text("text,label\nb,no\n")
+    assert scheduler.look().run.status == "pushed"
+    assert [request.overrides for request in requests] == [(), ()]
 
 
 def test_request_becomes_overrides_of_the_configuration() -> None:
