@@ -1,16 +1,21 @@
 """Looks at a server in a table; then the watch over time, with a scripted server and with a real one's metrics page."""
 # ruff: noqa: E501 - a row of a table stands on one line
 
+import http.server
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
+import grpc
 import pytest
 
 from components.push.base_path import published, read_journal
 from pipeline.retraining.config import WatchConfig
 from pipeline.retraining.launch import Stopped
-from pipeline.retraining.watch import Counts, Seen, ServerWatch, judge, read_counts
+from pipeline.retraining.watch import Counts, Seen, Server, ServerWatch, judge, read_counts
+from serving import protos
 from serving.metrics import Metrics
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
@@ -152,3 +157,101 @@ def test_counts_are_read_from_the_servers_own_page_and_only_of_this_model() -> N
     metrics.request_latency.observe(1e9, "other", "predict", "GRPC")
     assert read_counts(metrics.page(), "m") == Counts(100, 7, 4, 10_000)
     assert read_counts("", "m") == Counts()
+
+
+class FakeServer:
+    """GetModelStatus over gRPC, and a metrics page over HTTP, as a model server gives them."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, tuple[int, int]] = {}
+        self.code: grpc.StatusCode | None = None
+        self.metrics = Metrics()
+        server = self
+
+        def status(request, context):
+            assert request.model_spec.name == "m"
+            if server.code is not None:
+                context.abort(server.code, "no")
+            response = protos.GetModelStatusResponse()
+            for version, (state, code) in server.states.items():
+                item = response.model_version_status.add()
+                item.version, item.state, item.status.error_code = version, state, code
+            return response
+
+        handler = grpc.unary_unary_rpc_method_handler(
+            status, protos.GetModelStatusRequest.FromString, protos.GetModelStatusResponse.SerializeToString
+        )
+        self.grpc = grpc.server(ThreadPoolExecutor(2))
+        self.grpc.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("tensorflow.serving.ModelService", {"GetModelStatus": handler}),)
+        )
+        self.port = self.grpc.add_insecure_port("127.0.0.1:0")
+        self.grpc.start()
+
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = server.metrics.page().encode()
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args) -> None:
+                pass
+
+        self.http = http.server.HTTPServer(("127.0.0.1", 0), Page)
+        self.thread = Thread(target=self.http.serve_forever)
+        self.thread.start()
+
+    @property
+    def config(self) -> WatchConfig:
+        url = f"http://127.0.0.1:{self.http.server_port}/monitoring/prometheus/metrics"
+        return WatchConfig(target=f"127.0.0.1:{self.port}", metrics_url=url, poll_s=0.01, watch_s=5.0)
+
+    def close(self) -> None:
+        self.grpc.stop(None).wait()
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.close()
+
+
+def test_server_is_asked_for_its_versions_and_its_metrics(server: FakeServer) -> None:
+    look = Server(server.config, "m").look
+    server.states = {1: (AVAILABLE, 0), 2: (LOADING, 0)}
+    server.metrics.request_count.add("m", "OK", by=3)
+    assert look(2) == Seen(True, LOADING, 0, Counts(3))
+    assert look(3) == Seen(True), "not known there yet"
+    server.states = {1: (AVAILABLE, 0), 2: (END, 3)}
+    assert look(2) == Seen(True, END, 3, Counts(3))
+    server.code = grpc.StatusCode.NOT_FOUND
+    assert look(2) == Seen(True), "a server without any version is a server"
+    server.code = grpc.StatusCode.UNAVAILABLE
+    assert look(2) == Seen(False)
+
+
+def test_metrics_that_cannot_be_had_leave_the_status(server: FakeServer) -> None:
+    server.states = {2: (AVAILABLE, 0)}
+    config = server.config.model_copy(update={"metrics_url": "http://127.0.0.1:9/none"})
+    assert Server(config, "m").look(2) == Seen(True, AVAILABLE)
+
+
+def test_version_that_fails_requests_on_a_live_server_is_rolled_back(server: FakeServer, serving_dir: Path) -> None:
+    server.states = {1: (AVAILABLE, 0), 2: (AVAILABLE, 0)}
+    server.metrics.request_count.add("m", "OK", by=100)
+    looks = []
+
+    def wait(stop: Event, seconds: float) -> bool:
+        looks.append(seconds)
+        server.metrics.request_count.add("m", "INTERNAL", by=10)
+        return False
+
+    reason = ServerWatch(server.config, "m", serving_dir, wait=wait)(2, Event())
+    assert reason.startswith("version 2: 100.00% of 20 requests failed")
+    assert sorted(published(serving_dir)) == [1]
+    assert len(looks) == 2, "ten requests are too few to judge"
