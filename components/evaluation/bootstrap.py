@@ -17,7 +17,7 @@ from components.evaluation import scores
 from components.evaluation.scores import Array
 
 LEVEL = 0.95
-_MAX_DRAWS = 200_000_000  # rows × resamples; more rows get fewer resamples (and have narrow intervals)
+_MAX_DRAWS = 20_000_000  # rows × resamples; more rows get fewer resamples (and have narrow intervals)
 _CHUNK = 4_000_000  # counts held in memory at once
 
 Interval = tuple[float, float]
