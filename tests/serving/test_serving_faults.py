@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from serving.client import Client
@@ -307,6 +307,8 @@ def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(rest_api, coun
 
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(_methods, _paths, _bodies)
+    @example("POST", "/v1/models/default:predict", b'{"instances": [1.0, 2.0]}')
+    @example("POST", "/v1/models/nope:predict", b'{"instances": [1.0]}')
     def fuzz(method, path, body):
         if len(body) % 7 == 0:
             body = body.replace(b'"x"', f'"{CANARY}"'.encode())

@@ -92,11 +92,19 @@ def test_a_rate_of_one_half_logs_about_half(serve, toys, tmp_path):
 
 
 def test_the_load_generator_reports_answers_and_latencies(serve, toys, capsys):
-    running = serve(toys.text, model_name="m", grpc_max_threads=64)
-    argv = [f"--target={running.target}", "--model_name=m", "--rate=60", "--duration=2", "--batch=3", "--json"]
+    running = serve(toys.text, model_name="m", grpc_max_threads=512)
+    argv = [
+        f"--target={running.target}",
+        "--model_name=m",
+        "--rate=30",
+        "--duration=2",
+        "--batch=3",
+        "--timeout=60",
+        "--json",
+    ]
     assert bench.main(argv) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["sent"] == len(bench.arrivals(60, 2, 0))
+    assert found["sent"] == len(bench.arrivals(30, 2, 0))
     assert found["answered"] == found["sent"]
     assert found["refused_or_failed"] == {}
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"] <= found["latency_ms"]["max"]
