@@ -102,7 +102,7 @@ def test_the_load_generator_reports_answers_and_latencies(serve, toys, capsys):
         "--timeout=60",
         "--json",
     ]
-    assert bench.main(argv) == 0
+    assert bench.main([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["sent"] == len(bench.arrivals(30, 2, 0))
     assert found["answered"] == found["sent"]
