@@ -312,7 +312,8 @@ def _csv_records(lines: Iterable[Line], layout: Layout, spec: RowSpec) -> Iterat
             further, closed = _gather(waiting, source, limit - len(raw))
             whole = b"".join([raw, *(more for _, _, more in further)])
             fields = _split_fields(without_line_end(whole)) if closed else []
-            if not closed or _swallows(opened, further, layout, spec):
+            sound = len(fields) == width and spec.known(spec.split_labels(fields[layout.label]))
+            if not closed or _swallows(opened, further, layout, spec, sound):
                 waiting.extendleft(reversed(further))
                 yield Record(offset, line, body, None, rows.BAD_QUOTING)
                 continue
@@ -373,13 +374,20 @@ def _gather(waiting: deque[Line], source: Iterator[Line], room: int) -> tuple[li
     return further, False
 
 
-def _swallows(opened: re.Match[bytes], further: list[Line], layout: Layout, spec: RowSpec) -> bool:
-    """Whether a record of several lines holds a line that is a whole row with a known label."""
+def _swallows(opened: re.Match[bytes], further: list[Line], layout: Layout, spec: RowSpec, sound: bool) -> bool:
+    """Whether a record of several lines is rather several rows behind a stray quote.
+
+    Where the record is sound (the header's width, known labels) it is believed, even if lines inside it look like
+    rows, unless every one of its lines is a row; where it is not, one such line is enough.
+    """
     prefix, content = opened.groups()
-    if _is_row(_FIELDS.findall(prefix), without_line_end(content).split(b","), layout, spec):
-        return True
-    bodies = (without_line_end(raw) for _, _, raw in further[:-1])
-    return any(_is_row([], _split_fields(body), layout, spec) for body in bodies if _COMPLETE.fullmatch(body))
+    first = _is_row(_FIELDS.findall(prefix), without_line_end(content).split(b","), layout, spec)
+    bodies = [without_line_end(raw) for _, _, raw in further[:-1]]
+    inner = [bool(_COMPLETE.fullmatch(body)) and _is_row([], _split_fields(body), layout, spec) for body in bodies]
+    if not sound:
+        return first or any(inner)
+    last = without_line_end(further[-1][2]).split(b",")
+    return first and all(inner) and _is_row([], last, layout, spec)
 
 
 def _is_row(before: list, fields: list[bytes], layout: Layout, spec: RowSpec) -> bool:

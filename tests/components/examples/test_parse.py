@@ -394,3 +394,11 @@ def test_rows_and_records_do_not_show_their_text_when_printed():
     record = next(Reader(spec(), ("id", "text", "label")).records([(0, 1, b"1,secret,METHODS\n")]))
     assert [repr(rows[0]), repr(rows[1])] == ["Row(line=2)", "BadRow(line=3, reason=unknown_label)"]
     assert repr(record) == "Record(offset=0, line=1, reason=None)"
+
+
+def test_quoted_text_with_lines_that_look_like_rows_is_one_row():
+    note = "Risk factors:\nsmoker,no\ndiabetes,yes\nnone other"
+    data = f'text,label\n"{note}",no\nplain,yes\n'.encode()
+    found = rows_of(data, spec(id=None, labels=frozenset({b"no", b"yes"})))
+    assert bad(found) == []
+    assert [(row.text, row.labels) for row in found] == [(note.encode(), (b"no",)), (b"plain", (b"yes",))]
