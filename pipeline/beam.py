@@ -14,4 +14,11 @@ def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
         mode = "multi_processing" if input_bytes > beam.parallel_above_mb * 2**20 else "in_memory"
     workers = beam.workers if mode == "multi_processing" else 1
     # Beam's "DirectRunner" would try to download another runner, Prism, at run time; this is the one it falls back to.
-    return ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+    return [
+        "--runner=FnApiRunner",
+        f"--direct_running_mode={mode}",
+        f"--direct_num_workers={workers}",
+        # Names an image that local workers never use: without it TFX packs its own sources anew in every Beam step,
+        # some seconds and a copy in the temporary folder each, for workers elsewhere.
+        "--sdk_container_image=none",
+    ]

@@ -150,6 +150,7 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
         evaluation=config.evaluation,
         slices=slices,
         pairs=data.has_pairs,
+        code=code_fingerprint("components/evaluation"),
     ).with_id("evaluator")
 
     check = ServingCheck(
