@@ -61,9 +61,7 @@ class DataConfig(Section):
     hash_split: dict[Literal["train", "eval", "test"], PositiveInt] = {"train": 8, "eval": 1, "test": 1}
     columns: Columns = Columns()
     label_separator: Annotated[str, Field(min_length=1)] = ";"
-    neighbours: bool = (
-        False  # text_pair := previous and next sentence of the same document (same `id`, adjacent)
-    )
+    neighbours: bool = False  # text_pair := previous and next sentence of the same document (same `id`, adjacent)
     drop_leaked: bool = False  # drop training rows whose text also stands in eval or test
     max_characters: PositiveInt = 1_000_000  # a longer text is a bad row
     max_bad_share: Share = 0.01  # above this share of bad rows the run stops
@@ -74,11 +72,12 @@ class DataConfig(Section):
         if "all" in names and names != {"all"}:
             raise ValueError("splits: 'all' (split by hash) cannot stand beside splits by file")
         if "all" not in names and not {"train", "eval"} <= names:
-            raise ValueError(
-                "splits: give 'train' and 'eval' (and, better, 'test'), or 'all' to split by hash"
-            )
+            raise ValueError("splits: give 'train' and 'eval' (and, better, 'test'), or 'all' to split by hash")
         if not {"train", "eval"} <= set(self.hash_split):
             raise ValueError("hash_split: give the shares of 'train' and 'eval' (and, better, 'test')")
+        bad = [glob for glob in self.splits.values() if glob.startswith("/") or "**" in glob or ".." in glob.split("/")]
+        if bad:
+            raise ValueError(f"splits: {bad[0]!r} must be a glob inside data.input, without '**' and '..'")
         spans = {"{SPAN}" in glob for glob in self.splits.values()}
         versions = {"{VERSION}" in glob for glob in self.splits.values()}
         if len(spans) > 1 or len(versions) > 1:
@@ -86,16 +85,12 @@ class DataConfig(Section):
         if versions == {True} and spans == {False}:
             raise ValueError("splits: {VERSION} needs {SPAN} beside it")
         if self.neighbours and self.columns.text_pair:
-            raise ValueError(
-                "neighbours: text_pair comes either from a column or from the neighbours, not both"
-            )
+            raise ValueError("neighbours: text_pair comes either from a column or from the neighbours, not both")
         if self.neighbours and not self.columns.id and self.format != "pubmed_rct":
             raise ValueError("neighbours: name the column that holds the document in columns.id")
         reserved = [name for name in self.columns.slices if name in RESERVED_FEATURES]
         if reserved:
-            raise ValueError(
-                f"columns.slices: {reserved} are names of the pipeline itself; rename the column"
-            )
+            raise ValueError(f"columns.slices: {reserved} are names of the pipeline itself; rename the column")
         return self
 
     @property
@@ -197,9 +192,7 @@ class TrainingConfig(Section):
 class ValidationConfig(Section):
     """What stops a run before training. Thresholds are TFDV's; None switches a comparison off."""
 
-    schema_file: Path | None = (
-        None  # a curated schema (`biobert-cnn schema freeze`); None: inferred on the first run
-    )
+    schema_file: Path | None = None  # a curated schema (`biobert-cnn schema freeze`); None: inferred on the first run
     label_drift: PositiveFloat | None = None  # L-infinity norm against the previous span
     length_drift: PositiveFloat | None = None  # Jensen-Shannon divergence of text lengths
     serving_logs: str | None = None  # glob of TFRecords of PredictionLog, from the model server
@@ -214,9 +207,7 @@ class Gate(Section):
     """One bound on one metric of the evaluated split. At least one bound must be given."""
 
     metric: Metric | Literal["calibration_error"] = "macro_f1"
-    label: str | None = (
-        None  # None: over all labels; else that label's `f1`, `precision` or `recall` in `measure`
-    )
+    label: str | None = None  # None: over all labels; else that label's `f1`, `precision` or `recall` in `measure`
     measure: Literal["f1", "precision", "recall"] | None = None
     min: float | None = None
     max: float | None = None

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from components import config as sections
-from components.errors import ConfigError
+from components.errors import ConfigError, PipelineError
 from pipeline.retraining import config as retraining
 
 SHIPPED = Path(__file__).parent / "data"
@@ -233,3 +233,30 @@ def _check_files(path: Path, config: Config) -> None:
                 lines.append(f"  data.splits.{split}: no file matches {glob!r} in {config.data.input}")
     if lines:
         raise ConfigError("\n".join([f"{path}: what it points at is missing", *lines]))
+    _check_encoder(path, config)
+
+
+def _check_encoder(path: Path, config: Config) -> None:
+    """What would otherwise fail a minute into a run: the vocabulary's special tokens, the encoder's geometry."""
+    from components.encoder.config import read_geometry
+
+    try:
+        tokens = config.vocab_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: tokenizer.vocab: {config.vocab_file} cannot be read ({reason})") from None
+    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
+    if missing:
+        raise ConfigError(
+            f"{path}: tokenizer.vocab: {config.vocab_file} lacks {', '.join(missing)}; name a BERT vocab.txt, one token "
+            "a line"
+        )
+    try:
+        geometry = read_geometry(config.encoder_config_file, config.encoder, len(tokens))
+    except PipelineError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if config.tokenizer.max_length > geometry.max_position_embeddings:
+        raise ConfigError(
+            f"{path}: tokenizer.max_length: {config.tokenizer.max_length} is more than the encoder's "
+            f"max_position_embeddings, {geometry.max_position_embeddings}"
+        )

@@ -14,6 +14,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from components.errors import ConfigError
 from pipeline import spans
 from pipeline.config import Config
 
@@ -42,9 +43,10 @@ class FileHashes:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         try:
-            self._known: dict[str, list] = json.loads(cache.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            self._known = {}
+            known = json.loads(cache.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # none yet, or damaged: it is made anew
+            known = {}
+        self._known: dict[str, list] = known if isinstance(known, dict) else {}
         self._changed = False
 
     def of(self, path: Path | str, status: os.stat_result | None = None) -> str:
@@ -53,7 +55,10 @@ class FileHashes:
         mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(str(path))
         if known is None or known[0] != mark:
-            known = self._known[str(path)] = [mark, file_hash(Path(path))]
+            try:
+                known = self._known[str(path)] = [mark, file_hash(Path(path))]
+            except PermissionError:
+                raise ConfigError(f"{path}: cannot be read (permission denied); give this user the right to") from None
             self._changed = True
         return known[1]
 
@@ -78,10 +83,19 @@ def input_files(config: Config) -> list[Path]:
     if config.validation.serving_logs is not None:
         logs = Path(config.validation.serving_logs)
         found.update(logs.parent.glob(logs.name))
-    weights = Path(config.encoder.weights) if config.encoder.weights else None
-    if weights is not None and weights.exists():
-        found.update(path for path in weights.rglob("*") if path.is_file()) if weights.is_dir() else found.add(weights)
+    found.update(weight_files(config))
     return sorted(path for path in found if path.is_file())
+
+
+def weight_files(config: Config) -> list[Path]:
+    """The local files of `encoder.weights`; none for random weights and for a name on a hub, pinned by its revision."""
+    if not config.encoder.weights:
+        return []
+    weights = Path(config.encoder.weights)
+    if weights.is_dir():
+        return sorted(path for path in weights.rglob("*") if path.is_file())
+    # A TensorFlow 1 checkpoint is named by the common beginning of its files.
+    return sorted(path for path in weights.parent.glob(f"{weights.name}*") if path.is_file())
 
 
 def code_fingerprint(*parts: str) -> str:

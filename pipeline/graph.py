@@ -25,7 +25,7 @@ from components.validation.previous import PreviousStatisticsStrategy
 from pipeline import spans
 from pipeline.beam import beam_arguments
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files
+from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, weight_files
 
 # Generated code: mypy sees no messages in it.
 _range: Any = range_config_pb2
@@ -51,7 +51,7 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
         examples=examples.outputs["examples"],
         vocab_file=vocab,
         lower_case=lower_case,
-        code=code_fingerprint("components/statistics", "components/transform"),
+        code=code_fingerprint("components/statistics", "components/transform") + file_hash(config.vocab_file),
     ).with_id("statistics")
 
     schema = TextSchemaGen(
@@ -136,6 +136,8 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
             "encoder": config.encoder.model_dump(mode="json"),
             "head": config.head.model_dump(mode="json"),
             "training": config.training.model_dump(mode="json"),
+            # The files themselves, not only their names: TFX's cache must see an edited one.
+            "file_hashes": _encoder_hashes(config),
             "checkpoint_dir": str(config.root / "checkpoints"),
             "code": code_fingerprint("components/encoder", "components/classifier", "components/trainer"),
         },
@@ -234,6 +236,11 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
 def _input_bytes(config: Config) -> int:
     """Bytes of the data that a run reads."""
     return sum(file.stat().st_size for file in input_files(config) if file.is_relative_to(config.data.input))
+
+
+def _encoder_hashes(config: Config) -> list[str]:
+    hashes = FileHashes(config.root / "file_hashes.json")
+    return [hashes.of(file) for file in [config.vocab_file, config.encoder_config_file, *weight_files(config)]]
 
 
 def _logs_fingerprint(config: Config) -> str:

@@ -68,7 +68,13 @@ def write_record(root: Path, record: dict[str, Any]) -> None:
 
 def read_records(root: Path) -> list[dict[str, Any]]:
     """All runs of a pipeline root, oldest first."""
-    return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((root / "runs").glob("*.json"), key=lambda path: path.stem)
-    ]
+    return [_read(path) for path in sorted((root / "runs").glob("*.json"), key=lambda path: path.stem)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    # A file cut short by a crash of the machine: the run was there, and what came of it is not known.
+    return record if isinstance(record, dict) else {"run_id": path.stem, "status": "unreadable"}

@@ -33,9 +33,11 @@ def infer_schema(
             feature.ClearField("domain")
             feature.string_domain.name = label_feature
             feature.string_domain.value.extend(labels)
-        elif feature.HasField("domain") or feature.WhichOneof("domain_info") == "string_domain":
+        else:
             # A column to slice by (a journal, a year) gets new values with every span: that is no anomaly.
-            feature.ClearField("domain_info")
+            feature.ClearField("domain")
+            for field in ("int_domain", "float_domain", "string_domain", "bool_domain"):
+                feature.ClearField(field)
     used = {feature.domain for feature in schema.feature if feature.domain}
     for domain in [domain for domain in schema.string_domain if domain.name not in used]:
         schema.string_domain.remove(domain)

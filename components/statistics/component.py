@@ -53,8 +53,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             for split in artifact_utils.decode_split_names(examples.split_names):
                 source = tfxio_utils.get_split_tfxio([examples], split, telemetry_descriptors=["StatisticsGen"])
                 path = os.path.join(artifact_utils.get_split_uri([statistics], split), BINARY_PB_BASENAME)
-                # A label is one of few values; the rest of a column to slice by is of no use to anyone.
-                options = tfdv.StatsOptions(num_top_values=200, num_rank_histogram_buckets=200)
+                # Every label must be counted; there are fewer than this.
+                options = tfdv.StatsOptions(num_top_values=200, num_rank_histogram_buckets=10_000)
                 _ = (
                     pipeline
                     | f"Read[{split}]" >> source.BeamSource()

@@ -77,6 +77,8 @@ def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
         ("evaluation.split=test", "there is no split 'test'; data.splits gives train, eval"),
         ("data.splits={all='*.csv', train='x'}", "'all' (split by hash) cannot stand beside splits by file"),
         ("data.splits={train='train.csv'}", "give 'train' and 'eval'"),
+        ("data.splits.train='/x/*.csv'", "must be a glob inside data.input"),
+        ("tokenizer.max_length=9999", "is more than the encoder's max_position_embeddings, 512"),
         ("data.neighbours=true", "name the column that holds the document in columns.id"),
         ("data.columns.labels='x'", "data.columns.labels: a binary task reads data.columns.label"),
         ("data.columns.slices=['label']", "are names of the pipeline itself; rename the column"),
@@ -112,6 +114,12 @@ def test_missing_file_is_named(minimal: Path, override: str, expected: str) -> N
     text = message(minimal, override)
     assert "what it points at is missing" in text
     assert expected in text
+
+
+def test_vocabulary_without_special_tokens_is_refused_before_anything_runs(minimal: Path) -> None:
+    vocabulary = minimal.parent / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[CLS]\n[SEP]\nword\n")
+    assert f"{vocabulary} lacks [UNK]; name a BERT vocab.txt" in message(minimal, f"tokenizer.vocab={vocabulary}")
 
 
 def test_data_input_that_is_a_file_is_explained(minimal: Path) -> None:

@@ -96,3 +96,15 @@ def test_unknown_or_reversed_steps_are_named() -> None:
         check_steps("train", None)
     with pytest.raises(ConfigError, match="examples comes first"):
         check_steps("push", STEPS[0])
+
+
+def test_damaged_state_files_are_made_anew_or_named(tmp_path: Path) -> None:
+    (tmp_path / "cache.json").write_bytes(b"\xff[1]")
+    file = tmp_path / "f"
+    file.write_text("one")
+    assert FileHashes(tmp_path / "cache.json").of(file) == file_hash(file)
+    (tmp_path / "cache.json").write_text("[1]")
+    assert FileHashes(tmp_path / "cache.json").of(file) == file_hash(file)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "20260101T000000.json").write_text("")
+    assert read_records(tmp_path) == [{"run_id": "20260101T000000", "status": "unreadable"}]
