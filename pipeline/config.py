@@ -248,8 +248,8 @@ def _check_encoder(path: Path, config: Config) -> None:
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
     if missing:
         raise ConfigError(
-            f"{path}: tokenizer.vocab: {config.vocab_file} lacks {', '.join(missing)}; name a BERT vocab.txt, one token "
-            "a line"
+            f"{path}: tokenizer.vocab: {config.vocab_file} lacks {', '.join(missing)}; name a BERT vocab.txt, one "
+            "token a line"
         )
     try:
         geometry = read_geometry(config.encoder_config_file, config.encoder, len(tokens))
