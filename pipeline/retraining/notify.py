@@ -66,7 +66,8 @@ class Notifier:
                 state.delivered(number)
                 continue
             try:
-                self._deliver(event, {"id": f"{body.get('pipeline')}-{number}", **body})
+                # The time as well, for the numbers start again where the state was lost.
+                self._deliver(event, {"id": f"{body.get('pipeline')}-{body.get('at')}-{number}", **body})
             except DeliveryError as error:
                 if failures + 1 >= self._config.attempts:
                     _log.error("notification %d (%s) is given up: %s", number, event, error)

@@ -13,7 +13,7 @@ from pipeline.retraining.notify import Notifier, sign, verify
 from pipeline.retraining.state import State
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
-BODY = {"pipeline": "p", "status": "refused", "cause": "macro_f1 0.4 breaks its bound 0.6", "span": 9}
+BODY = {"pipeline": "p", "at": "then", "status": "refused", "cause": "macro_f1 0.4 breaks its bound 0.6", "span": 9}
 
 
 class Receiver:
@@ -73,7 +73,7 @@ def test_webhook_gets_a_signed_body(state: State, secret: Path) -> None:
     notifier(webhook=receiver.address, secret_file=secret)(state)
     receiver.close()
     [(headers, body)] = receiver.requests
-    assert json.loads(body) == {**BODY, "event": "refused", "id": "p-1"}
+    assert json.loads(body) == {**BODY, "event": "refused", "id": "p-then-1"}
     assert headers["X-Event"] == "refused"
     assert verify(b"s3cret", headers["X-Timestamp"], body, headers["X-Signature-256"])
     assert not verify(b"other", headers["X-Timestamp"], body, headers["X-Signature-256"])
@@ -112,7 +112,7 @@ def test_command_gets_the_body_on_its_standard_input(state: State, tmp_path: Pat
     code = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_bytes(sys.stdin.buffer.read())"
     state.queue([("failed", BODY)], NOW)
     notifier(command=[sys.executable, "-c", code, str(tmp_path / "got")])(state)
-    assert json.loads((tmp_path / "got").read_text()) == {**BODY, "event": "failed", "id": "p-1"}
+    assert json.loads((tmp_path / "got").read_text()) == {**BODY, "event": "failed", "id": "p-then-1"}
     assert state.outbox() == []
 
 
@@ -141,3 +141,13 @@ def test_event_that_nobody_asked_for_is_not_told(state: State, tmp_path: Path) -
     lines = (tmp_path / "got").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["failed"]
     assert state.outbox() == []
+
+
+def test_no_two_notifications_have_the_same_id(state: State, tmp_path: Path) -> None:
+    code = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
+    hook = notifier(command=[sys.executable, "-c", code, str(tmp_path / "got")])
+    for _ in range(3):
+        state.queue([("pushed", BODY)], NOW)
+        hook(state)
+    ids = [json.loads(line)["id"] for line in (tmp_path / "got").read_text().splitlines()]
+    assert ids == ["p-then-1", "p-then-2", "p-then-3"]
