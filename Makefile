@@ -5,7 +5,7 @@ ARGS ?=
 export PYTHONSAFEPATH = 1
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: setup run test check soak soak-short lock
+.PHONY: setup run test check soak lock
 setup:
 	@bash deploy/bootstrap/bootstrap.sh
 
@@ -18,14 +18,11 @@ test: setup
 # Lint, types and the fast tests.
 check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . && .venv/bin/mypy
-	@.venv/bin/python -m pytest -m "not slow and not soak" $(ARGS)
+	@.venv/bin/python -m pytest -m "not slow" $(ARGS)
 
 # A month of daily retraining with faults and kills, in about an hour: `make soak ARGS="--days 6 --kills 4"` is shorter.
 soak: setup
 	@.venv/bin/python tests/e2e/soak.py $(ARGS)
-
-soak-short: setup
-	@.venv/bin/python -m pytest -m soak $(ARGS)
 
 # Resolve the environment anew, for all supported Pythons at once; hashes, no addresses.
 lock: setup
