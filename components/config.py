@@ -6,6 +6,7 @@ This module imports nothing but pydantic, so that reading a configuration takes 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,9 @@ Task = Literal["binary", "multiclass", "multilabel"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# organisation/name@commit, on the Hugging Face hub.
+HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
@@ -35,7 +39,7 @@ RESERVED_FEATURES = (
 class Section(BaseModel):
     """Base of all sections: an unknown key is an error, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Columns(Section):
@@ -91,6 +95,11 @@ class DataConfig(Section):
         reserved = [name for name in self.columns.slices if name in RESERVED_FEATURES]
         if reserved:
             raise ValueError(f"columns.slices: {reserved} are names of the pipeline itself; rename the column")
+        if len(set(self.columns.slices)) != len(self.columns.slices):
+            raise ValueError("columns.slices: a column stands there twice")
+        texts = [name for name in self.columns.slices if name in (self.columns.text, self.columns.text_pair)]
+        if texts:
+            raise ValueError(f"columns.slices: {texts} hold texts; name columns of few values")
         return self
 
     @property
@@ -242,7 +251,7 @@ class EvaluationConfig(Section):
 class ServingConfig(Section):
     """The serving check and what is pushed."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "biobert_cnn"
+    model_name: FileName = "biobert_cnn"
     check_examples: PositiveInt = 32  # raw texts sent to the server before a push
     tolerance: PositiveFloat = 1e-5  # against the trainer's own probabilities
     max_latency_ms: PositiveFloat = 1000.0  # median of single-text requests
@@ -259,9 +268,24 @@ class BeamConfig(Section):
     parallel_above_mb: PositiveInt = 64  # auto: input larger than this goes to worker processes
     pipeline_args: tuple[str, ...] = ()  # e.g. --runner=DataflowRunner; replaces all of the above
 
+    @field_validator("pipeline_args")
+    @classmethod
+    def _are_flags(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        bad = [flag for flag in value if not flag.startswith("--")]
+        if bad:
+            raise ValueError(f"{bad[0]!r} is no flag of Beam's; write each as --name=value")
+        return value
+
 
 class PathsConfig(Section):
     """Where results go; relative paths start from the working directory."""
 
     root: Path | None = None  # artifacts, metadata, logs; None: runs/<configuration's name>
     serving: Path | None = None  # versions for the model server; None: <root>/serving/<model name>
+
+    @field_validator("root", "serving", mode="before")
+    @classmethod
+    def _are_local(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("must be a folder of this machine (a mounted one will do), for runs lock and rename there")
+        return value

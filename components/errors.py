@@ -11,11 +11,16 @@ PipelineError
 No message ever holds a text of the data: files, line numbers and counts say where to look.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class PipelineError(Exception):
     """Base of all errors that end a command with one clear message and no traceback."""
 
     exit_status = 1
+    record: dict[str, Any] | None = None  # of the run that it ended
 
 
 class ConfigError(PipelineError):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+
 from components.config import BeamConfig
+from components.errors import ConfigError
 
 
 def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
-    """Small data stays in this process; large data is spread over workers, each of which imports TensorFlow."""
+    """Small data stays in this process; large data is spread over workers, each of which imports TensorFlow.
+
+    Raises:
+      ConfigError: Beam does not know one of `beam.pipeline_args`.
+    """
     if beam.pipeline_args:
+        _refuse_unknown(beam.pipeline_args)
         return list(beam.pipeline_args)
     mode = beam.mode
     if mode == "auto":
@@ -22,3 +31,18 @@ def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
         # some seconds and a copy in the temporary folder each, for workers elsewhere.
         "--sdk_container_image=none",
     ]
+
+
+def _refuse_unknown(flags: Sequence[str]) -> None:
+    """Beam itself drops a misspelt flag with a line in its log. A job server may know more flags than Beam does."""
+    from apache_beam.options import pipeline_options
+
+    parser = pipeline_options._BeamArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for options in pipeline_options.PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    try:
+        given, unknown = parser.parse_known_args(list(flags))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"beam.pipeline_args: {error}") from None
+    if unknown and not given.job_endpoint and given.runner not in ("PortableRunner", "FlinkRunner", "SparkRunner"):
+        raise ConfigError(f"beam.pipeline_args: Beam knows no {unknown[0].partition('=')[0]}")

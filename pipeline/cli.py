@@ -76,28 +76,30 @@ def run_command(
     from pipeline import run as runs
     from pipeline.steps import check_steps
 
-    loaded = _load(config, set_)
-    check_steps(from_step, to_step)
+    loaded = None
     try:
+        loaded = _load(config, set_)
+        check_steps(from_step, to_step)
         record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:
         if as_json:
-            kind = getattr(error, "kind", type(error).__name__)
-            step = getattr(error, "step", None)
-            print(json.dumps({"status": "failed", "error": str(error), "error_kind": kind, "step": step}))
+            print(runs.to_json({**runs.blank_record(), **(error.record or {}), **runs.failure(error)}))
         raise
     except Exception as error:
         # A traceback may quote rows of data: it stays out of the terminal, and the log holds it.
-        print(f"error: unexpected {type(error).__name__}; see the newest log in {loaded.root}/logs", file=sys.stderr)
+        kind = type(error).__name__
+        if as_json:
+            print(runs.to_json({**runs.blank_record(), "error": kind, "error_kind": kind}))
+        where = f"; see the newest log in {loaded.root}/logs" if loaded else ""
+        print(f"error: unexpected {kind}{where}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:
         print(runs.to_json(record))
     else:
-        from rich.console import Console
-
+        from pipeline.console import report_console
         from pipeline.summary import print_summary
 
-        print_summary(Console(soft_wrap=True, highlight=False), record, str(loaded.root))
+        print_summary(report_console(), record, str(loaded.root))
     raise typer.Exit(runs.EXIT_STATUS[record["status"]])
 
 

@@ -7,7 +7,9 @@ Relative input paths start from the configuration file, output paths from the wo
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from components import config as sections
+from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
 from pipeline.retraining import config as retraining
 
@@ -24,7 +27,7 @@ SHIPPED = Path(__file__).parent / "data"
 class Config(sections.Section):
     """The whole configuration; every section but `labels`, `task` and `data` has defaults."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: sections.FileName
     task: sections.Task
     labels: Annotated[tuple[sections.Name, ...], Field(min_length=1)]  # in the order of the probabilities
     data: sections.DataConfig
@@ -95,6 +98,11 @@ class Config(sections.Section):
         return columns.label or "label"
 
     @property
+    def label_feature(self) -> str:
+        """The feature of an example that holds its label or labels."""
+        return "labels" if self.task == "multilabel" else "label"
+
+    @property
     def vocab_file(self) -> Path:
         """The WordPiece vocabulary, one token a line."""
         return self.tokenizer.vocab or SHIPPED / "biobert" / "vocab.txt"
@@ -162,6 +170,10 @@ def _rebase(raw: dict[str, Any], base: Path) -> None:
         if isinstance(value, str) and "://" not in value:
             # normpath without resolving links: the fingerprint of a run must not depend on them
             raw[section][key] = str((base / value).absolute())
+    encoder = raw.get("encoder")
+    weights = encoder.get("weights") if isinstance(encoder, dict) else None
+    if isinstance(encoder, dict) and isinstance(weights, str) and not HUB_NAME.match(weights):
+        encoder["weights"] = str((base / weights).absolute())
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -214,6 +226,18 @@ def _neighbours(location: tuple[Any, ...]) -> str:
 
 
 def _check_files(path: Path, config: Config) -> None:
+    try:
+        _find_files(path, config)
+    except PermissionError as error:
+        raise ConfigError(f"{path}: {error.filename} cannot be read (permission denied)") from None
+    _check_encoder(path, config)
+    if config.validation.schema_file is not None:
+        from components.schema.curated import read_schema
+
+        read_schema(config.validation.schema_file, list(config.labels), config.label_feature)
+
+
+def _find_files(path: Path, config: Config) -> None:
     wanted = {
         "data.input": config.data.input,
         "tokenizer.vocab": config.vocab_file,
@@ -227,13 +251,13 @@ def _check_files(path: Path, config: Config) -> None:
     if not lines and not config.data.input.is_dir():
         lines.append(f"  data.input: {config.data.input} is a file; name its folder, and the file in data.splits")
     if not lines:
-        for split, glob in config.data.splits.items():
-            pattern = glob.replace("{SPAN}", "*").replace("{VERSION}", "*")
-            if next(config.data.input.glob(pattern), None) is None:
-                lines.append(f"  data.splits.{split}: no file matches {glob!r} in {config.data.input}")
+        os.listdir(config.data.input)  # where this is not allowed, a glob would only find nothing
+        for split, pattern in config.data.splits.items():
+            plain = pattern.replace("{SPAN}", "*").replace("{VERSION}", "*")
+            if next(glob.iglob(plain, root_dir=config.data.input), None) is None:
+                lines.append(f"  data.splits.{split}: no file matches {pattern!r} in {config.data.input}")
     if lines:
         raise ConfigError("\n".join([f"{path}: what it points at is missing", *lines]))
-    _check_encoder(path, config)
 
 
 def _check_encoder(path: Path, config: Config) -> None:
@@ -252,6 +276,10 @@ def _check_encoder(path: Path, config: Config) -> None:
             "token a line"
         )
     try:
+        if config.encoder.weights and not HUB_NAME.match(config.encoder.weights):
+            from components.encoder.sources import find_source
+
+            find_source(config.encoder.weights)
         geometry = read_geometry(config.encoder_config_file, config.encoder, len(tokens))
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None

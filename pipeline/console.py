@@ -50,6 +50,11 @@ def quiet(log: Path) -> Iterator[Console]:
         stream.close()
 
 
+def report_console() -> Console:
+    """A console for results on standard output; in a pipe or a file nothing is cut to a terminal's width."""
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
 class StepDisplay:
     """One line a step as it starts and ends; a live bar while the trainer works, on a terminal."""
 

@@ -21,7 +21,7 @@ from components.schema.component import TextSchemaGen
 from components.serving_check.component import ServingCheck
 from components.statistics.component import TextStatisticsGen
 from components.validation.component import DataGate
-from components.validation.previous import PreviousStatisticsStrategy
+from components.validation.previous import PreviousSchemaStrategy, PreviousStatisticsStrategy
 from pipeline import spans
 from pipeline.beam import beam_arguments
 from pipeline.config import Config
@@ -33,12 +33,13 @@ _trainer: Any = trainer_pb2
 _transform: Any = transform_pb2
 
 
-def create_pipeline(config: Config, facts: dict[str, Any]):
+def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
     """The TFX pipeline of a configuration.
 
     Args:
       config: validated.
       facts: what the pushed version's lineage says of this run beside the artifacts (fingerprint, code revision).
+      attempt: how often a serving check refused so far; the check after a refusal is made anew.
     """
     task, labels, data = config.task, list(config.labels), config.data
     slices = list(data.columns.slices)
@@ -54,8 +55,15 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
         code=code_fingerprint("components/statistics", "components/transform") + file_hash(config.vocab_file),
     ).with_id("statistics")
 
+    previous_schema = resolver.Resolver(
+        strategy_class=PreviousSchemaStrategy,
+        current=statistics.outputs["statistics"],
+        schema=Channel(type=standard_artifacts.Schema, producer_component_id="schema", output_key="schema"),
+    ).with_id("previous_schema")
+
     schema = TextSchemaGen(
         statistics=statistics.outputs["statistics"],
+        previous_schema=previous_schema.outputs["schema"],
         task=task,
         labels=labels,
         has_pairs=data.has_pairs,
@@ -161,6 +169,7 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
         examples=examples.outputs["examples"],
         model_blessing=evaluator.outputs["blessing"],
         serving=config.serving,
+        attempt=attempt,
         code=code_fingerprint("components/serving_check", "serving"),
     ).with_id("serving_check")
 
@@ -182,6 +191,7 @@ def create_pipeline(config: Config, facts: dict[str, Any]):
         components=[
             *ingest,
             statistics,
+            previous_schema,
             schema,
             anomalies,
             previous,

@@ -17,13 +17,14 @@ def print_history(config: Config, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"root": str(config.root), "runs": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from pipeline.console import report_console
 
     metric = config.training.metric
     table = Table(title=f"{config.name}: runs in {config.root}", title_justify="left", box=None, header_style="bold")
     for column in ("run", "span", "status", "version", metric, "baseline", "gates broken", "seconds"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for row in rows:
         metrics = row["metrics"]
         measured = metrics.get(metric) if metrics else None
@@ -41,7 +42,7 @@ def print_history(config: Config, as_json: bool) -> None:
             "; ".join(broken),
             f"{(row['seconds'] or {}).get('total', 0):.0f}",
         )
-    Console(soft_wrap=True, highlight=False).print(table if rows else f"no runs in {config.root} yet")
+    report_console().print(table if rows else f"no runs in {config.root} yet")
 
 
 def print_versions(config: Config, as_json: bool) -> None:
@@ -53,13 +54,14 @@ def print_versions(config: Config, as_json: bool) -> None:
         versions = [version.to_json() for version in found]
         print(json.dumps({"serving_dir": str(config.serving_dir), "versions": versions}))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from pipeline.console import report_console
 
     metric = config.training.metric
     table = Table(title=f"versions in {config.serving_dir}", title_justify="left", box=None, header_style="bold")
     for column in ("version", "state", "pushed", "blessed", "span", metric):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for version in found:
         value = version.metrics.get(metric)
         table.add_row(
@@ -70,4 +72,4 @@ def print_versions(config: Config, as_json: bool) -> None:
             "" if version.span is None else str(version.span),
             "" if value is None else f"{value:.4f}",
         )
-    Console(soft_wrap=True, highlight=False).print(table if found else f"no versions in {config.serving_dir} yet")
+    report_console().print(table if found else f"no versions in {config.serving_dir} yet")

@@ -13,9 +13,10 @@ from pathlib import Path
 from components.config import DataConfig
 from components.errors import DataError
 from components.examples import parse
-from components.examples.files import InputFile, ItemReader, open_file, plan_file
+from components.examples.files import InputFile, Item, ItemReader, open_file, plan_file
 from components.examples.rows import BadRow, Row, RowSpec
 
+_HELD_ROWS = 1000
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -92,7 +93,30 @@ def read_rows(file: InputFile, data: DataConfig) -> Iterator[Row | BadRow]:
     """
     spec = row_spec(file, data)
     for item in plan_file(file, spec).items:
-        yield from ItemReader(item, spec)
+        yield from item_rows(item, spec)
+
+
+def item_rows(item: Item, spec: UnlabelledSpec) -> Iterator[Row | BadRow]:
+    """The rows of one item of a file, in order.
+
+    Raises:
+      DataError: JSONL in which no object has a key that is wanted: that is one mistake, and not one a row.
+    """
+    reader = ItemReader(item, spec)
+    held: list[Row | BadRow] = []  # until a good row has shown that the keys are right
+    rows = iter(reader)
+    for row in rows:
+        held.append(row)
+        if isinstance(row, Row) or len(held) == _HELD_ROWS:
+            break
+    missing = [name for name in reader.unseen_columns if name not in spec.slices]
+    if missing and not any(isinstance(row, Row) for row in held):
+        raise DataError(
+            f"{item.file.name}: no object has the key {missing[0]!r}; the first one has "
+            f"{parse.describe_columns(reader.keys)}. Name the right one in data.columns, or correct the file"
+        )
+    yield from held
+    yield from rows
 
 
 def _has(file: InputFile, kind: str, column: str) -> bool:

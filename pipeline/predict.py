@@ -223,7 +223,8 @@ def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
 
     (file,) = inputs.find_files(source, data) if source.is_file() else (None,)
     if file is None:
-        raise DataError(f"{source}: is no file; `score` takes folders")
+        what = "is a folder; `score` takes those" if source.is_dir() else "there is no such file"
+        raise DataError(f"{source}: {what}")
     if source.suffix.lower() in inputs.FORMATS or data.format == "pubmed_rct":
         yield from inputs.read_rows(file, data)
         return

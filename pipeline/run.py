@@ -76,6 +76,8 @@ def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | N
         if record.get("fingerprint") == fingerprint and record["status"] in ("pushed", "not_blessed"):
             if record["status"] == "pushed" and not _still_there(config, record):
                 return None
+            if _serving_refused(record):  # that may have been the machine's fault
+                return None
             return record
     return None
 
@@ -87,6 +89,11 @@ def _still_there(config: Config, record: dict[str, Any]) -> bool:
     return is_settled(config.serving_dir, int(record["version"]))
 
 
+def _serving_refused(record: dict[str, Any]) -> bool:
+    check = record.get("serving_check") or {}
+    return bool(check.get("checked")) and not check.get("blessed", True)
+
+
 def _execute(
     config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float, trigger: str | None
 ) -> dict[str, Any]:
@@ -96,11 +103,8 @@ def _execute(
     root = config.root
     run_id = records.new_run_id(root)
     log = root / "logs" / f"{run_id}.log"
-    record: dict[str, Any] = {
-        "run_id": run_id, "name": config.name, "status": "failed", "fingerprint": fingerprint, "version": None,
-        "model_path": None, "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {},
-        "log": str(log), "error": None, "error_kind": None, "trigger": trigger,
-    }  # fmt: skip
+    record = {**blank_record(), "run_id": run_id, "name": config.name, "fingerprint": fingerprint, "log": str(log)}
+    record["trigger"] = trigger
     seconds: dict[str, float] = {}
 
     def listen(step: str, event: str, elapsed: float) -> None:
@@ -122,7 +126,8 @@ def _execute(
                 result = local.run(pipeline, listen, from_step, to_step)
             record.update(outcome(result.outputs))
         except PipelineError as error:
-            record.update(error=str(error), error_kind=getattr(error, "kind", type(error).__name__))
+            record.update(failure(error))
+            error.record = record
             raise
         except BaseException as error:
             # The message of an unknown error may quote data, so only its kind is kept here.
@@ -132,6 +137,21 @@ def _execute(
             record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
             _keep(root, record, console)
     return record
+
+
+def blank_record() -> dict[str, Any]:
+    """The record of a run that came to nothing: every key is there."""
+    return {
+        "run_id": None, "name": None, "status": "failed", "fingerprint": None, "version": None, "model_path": None,
+        "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {}, "log": None, "error": None,
+        "error_kind": None, "step": None, "trigger": None,
+    }  # fmt: skip
+
+
+def failure(error: PipelineError) -> dict[str, Any]:
+    """What a record says of the error that ended its run."""
+    kind = getattr(error, "kind", type(error).__name__)
+    return {"error": str(error), "error_kind": kind, "step": getattr(error, "step", None)}
 
 
 def _keep(root: Path, record: dict[str, Any], console: Console) -> None:
@@ -156,7 +176,8 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
         "revision": code_revision(),
         "configuration": config.decisive(),
     }
-    return create_pipeline(config, facts)
+    refused = sum(map(_serving_refused, records.read_records(config.root)))
+    return create_pipeline(config, facts, refused)
 
 
 def to_json(record: dict[str, Any]) -> str:

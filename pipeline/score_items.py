@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from apache_beam.utils.shared import Shared
 
 from components.config import DataConfig
-from components.examples.files import Item, ItemReader
+from components.examples.files import Item
 from components.examples.rows import BadRow, Row
 from pipeline import inputs
 from pipeline.predict import Predictor, output_row, shortest
@@ -95,7 +95,7 @@ def score_item(job: Job, number: int, item: Item, predictor: Predictor) -> None:
         whole_file(job.dead_letters(number), job.work, private=True) as dead,
         (_ParquetRows if job.format == "parquet" else _JsonRows)(stream, predictor) as writer,
     ):
-        for chunk in _chunks(ItemReader(item, spec)):
+        for chunk in _chunks(inputs.item_rows(item, spec)):
             good = [row for row in chunk if isinstance(row, Row)]
             for row in chunk:
                 if isinstance(row, BadRow):

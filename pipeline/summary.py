@@ -41,23 +41,28 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
 
 def _print_data(console: Console, data: dict[str, Any], training: dict[str, Any] | None) -> None:
     counts = "  ".join(f"{split} {values['rows']}" for split, values in data["splits"].items())
-    bad = data["bad"]["rows"]
-    truncated = "" if not training or "truncated" not in training else f"  truncated {training['truncated']}"
-    console.print(f"data: {counts}  bad rows {bad}{truncated}")
+    parts = [f"data: {counts}  bad rows {data['bad']['rows']}"]
+    for shared in data.get("leaked", []):
+        parts.append(f"texts both in {' and '.join(shared['splits'])} {shared['texts']}")
+    if dropped := sum(data.get("dropped", {}).values()):
+        parts.append(f"dropped for that {dropped}")
+    if training and "truncated" in training:
+        parts.append("truncated " + ", ".join(f"{split} {count}" for split, count in training["truncated"].items()))
+    console.print("; ".join(parts))
 
 
 def _print_metrics(console: Console, record: dict[str, Any]) -> None:
     table = Table(title="metrics", title_justify="left", box=None, header_style="bold")
-    for column in ("", "model", "95 % interval", "TF-IDF + SVM", "difference"):
-        table.add_column(column)
+    for column in ("", "model", "95 % interval", "SVM", "difference to TF-IDF + SVM"):
+        table.add_column(column, no_wrap=True)
     baseline, paired = record.get("baseline") or {}, record.get("paired") or {}
     for name, metric in record["metrics"].items():
         if not isinstance(metric, dict) or metric.get("value") is None:
             continue
         low, high = metric.get("low"), metric.get("high")
-        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         other = baseline.get(name)
         pair = paired.get(name)
-        difference = "" if not pair else f"{pair['difference']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f})"
+        difference = "" if not pair else f"{pair['difference']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
         table.add_row(name, f"{metric['value']:.4f}", interval, "" if other is None else f"{other:.4f}", difference)
     console.print(table)

@@ -73,14 +73,6 @@ def find_version(serving_dir: Path, number: int | None = None) -> Version:
     raise PushError(f"{serving_dir}: there is no version {number}; there are {_numbers(known)}")
 
 
-def is_known(serving_dir: Path, number: int) -> bool:
-    """Whether a version is there, or was taken away on purpose: rolled back, or older than those that are kept."""
-    if number in base_path.published(serving_dir) or number in base_path.rolled_back(serving_dir):
-        return True
-    events = [entry["event"] for entry in base_path.read_journal(serving_dir) if entry.get("version") == number]
-    return bool(events) and events[-1] in ("rollback", "remove")
-
-
 def is_settled(serving_dir: Path, number: int) -> bool:
     """Whether a run that made this version has nothing left to do: it is live, or was rolled back on purpose.
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from components.config import HUB_NAME
 from components.encoder.torch_pickle import as_array, read_state_dict
 from components.errors import CheckpointError
 
-_HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4"}
 
 
@@ -75,7 +74,7 @@ def find_source(name: str) -> Source:
         return _in_folder(path)
     if path.with_name(path.name + ".index").exists():
         return _tf1(path)
-    match = _HUB_NAME.match(name)
+    match = HUB_NAME.match(name)
     if match:
         return _in_folder(_download(match["repo"], match["revision"]))
     raise CheckpointError(

@@ -16,10 +16,18 @@ from components.examples.files import sha256_file
 
 
 def matching_files(base: str, pattern: str) -> list[str]:
-    """The files under `base` that match a glob, sorted; a bracket in `base` itself is no part of the glob."""
+    """The files under `base` that match a glob, sorted; a bracket in `base` itself is no part of the glob.
+
+    As in a shell, a wildcard matches no hidden file: editors and copying programs leave such files beside the data.
+    """
     folder = base if "://" in base else glob.escape(base)
     found = sorted(str(path) for path in fileio.glob(os.path.join(folder, pattern)))
-    return [path for path in found if not fileio.isdir(path)]
+    return [path for path in found if not fileio.isdir(path) and not _is_hidden(path, base, pattern)]
+
+
+def _is_hidden(path: str, base: str, pattern: str) -> bool:
+    parts, globs = os.path.relpath(path, base).split("/"), pattern.split("/")
+    return any(part.startswith(".") and not wild.startswith(".") for part, wild in zip(parts, globs, strict=True))
 
 
 class ContentInputProcessor(input_processor.FileBasedInputProcessor):

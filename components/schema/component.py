@@ -1,4 +1,4 @@
-"""Step 2b: the schema; inferred on the first run, curated by a person from then on."""
+"""Step 2b: the schema; inferred on the first run and kept from then on, or curated by a person."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import types
 from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
@@ -14,9 +15,13 @@ from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import io_utils
 
-from components.schema.infer import example_schema, infer_schema, read_schema
+from components.schema.curated import read_schema
+from components.schema.infer import example_schema, infer_schema
+from components.statistics.derive import DERIVED_FEATURES
 
 SCHEMA_FILE = "schema.pbtxt"
+_MADE_FOR = "made_for"  # custom property: the features and labels that a schema speaks of
+_SUBJECT = ("task", "labels", "has_pairs", "has_id", "slices")
 
 
 class Executor(base_executor.BaseExecutor):
@@ -30,8 +35,14 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         config = json.loads(exec_properties["custom_config"])
         label_feature = "labels" if config["task"] == "multilabel" else "label"
+        made_for = json.dumps([*(config[key] for key in _SUBJECT), sorted(DERIVED_FEATURES)])
+        kept = [
+            a for a in input_dict.get("previous_schema") or [] if a.get_string_custom_property(_MADE_FOR) == made_for
+        ]
         if config["curated"]:
             schema = read_schema(config["curated"], config["labels"], label_feature)
+        elif kept:
+            schema = io_utils.parse_pbtxt_file(os.path.join(kept[-1].uri, SCHEMA_FILE), schema_pb2.Schema())
         else:
             artifact = artifact_utils.get_single_instance(input_dict["statistics"])
             splits = artifact_utils.decode_split_names(artifact.split_names)
@@ -46,13 +57,17 @@ class Executor(base_executor.BaseExecutor):
         )
         for key, value in (("schema", schema), ("example_schema", parsing)):
             io_utils.write_pbtxt_file(os.path.join(artifact_utils.get_single_uri(output_dict[key]), SCHEMA_FILE), value)
+        artifact_utils.get_single_instance(output_dict["schema"]).set_string_custom_property(_MADE_FOR, made_for)
 
 
 class TextSchemaSpec(ComponentSpec):
     """Statistics in; the schema to validate against and the schema to parse by out."""
 
     PARAMETERS = {"custom_config": ExecutionParameter(type=str)}
-    INPUTS = {"statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics)}
+    INPUTS = {
+        "statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics),
+        "previous_schema": ChannelParameter(type=standard_artifacts.Schema, optional=True),
+    }
     OUTPUTS = {
         "schema": ChannelParameter(type=standard_artifacts.Schema),
         "example_schema": ChannelParameter(type=standard_artifacts.Schema),
@@ -60,7 +75,7 @@ class TextSchemaSpec(ComponentSpec):
 
 
 class TextSchemaGen(base_component.BaseComponent):
-    """SchemaGen for labelled texts, or the curated schema where there is one."""
+    """The curated schema where there is one; else that of earlier approved data; else one inferred from this data."""
 
     SPEC_CLASS = TextSchemaSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
@@ -68,6 +83,7 @@ class TextSchemaGen(base_component.BaseComponent):
     def __init__(
         self,
         statistics: types.BaseChannel,
+        previous_schema: types.BaseChannel | None = None,
         *,
         task: str,
         labels: list[str],
@@ -80,6 +96,7 @@ class TextSchemaGen(base_component.BaseComponent):
     ) -> None:
         """Args:
         statistics: of raw examples, texts measured.
+        previous_schema: by which earlier data was approved; not used where it speaks of other features or labels.
         task, labels, has_pairs, has_id, slices: from the configuration.
         curated: a schema in text form that a person has reviewed.
         curated_hash: sha256 of that file, so that an edited schema is not answered from the cache.
@@ -98,6 +115,7 @@ class TextSchemaGen(base_component.BaseComponent):
         super().__init__(
             TextSchemaSpec(
                 statistics=statistics,
+                previous_schema=previous_schema,
                 schema=types.Channel(type=standard_artifacts.Schema),
                 example_schema=types.Channel(type=standard_artifacts.Schema),
                 custom_config=json.dumps(config, sort_keys=True),

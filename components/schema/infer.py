@@ -6,13 +6,9 @@ second follows from the configuration alone: it names the features that stand in
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import tensorflow_data_validation as tfdv
-from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
-from components.errors import ConfigError
 from components.statistics.derive import COVERAGE, DERIVED_FEATURES
 
 
@@ -72,27 +68,3 @@ def example_schema(
             feature.shape.dim.add(size=1)
             feature.presence.min_fraction, feature.presence.min_count = 1.0, 1
     return schema
-
-
-def read_schema(path: str | Path, labels: list[str], label_feature: str) -> schema_pb2.Schema:
-    """Reads a curated schema and checks that it speaks of this task's labels.
-
-    Raises:
-      ConfigError: naming the file, the place and the remedy.
-    """
-    schema = schema_pb2.Schema()
-    try:
-        text_format.Parse(Path(path).read_text(encoding="utf-8"), schema)
-    except text_format.ParseError as error:
-        raise ConfigError(f"validation.schema_file: {path} is not a schema in text form: {error}") from None
-    domains = {domain.name: list(domain.value) for domain in schema.string_domain}
-    for feature in schema.feature:
-        if feature.name == label_feature:
-            values = list(feature.string_domain.value) or domains.get(feature.domain, [])
-            if values != list(labels):
-                raise ConfigError(
-                    f"validation.schema_file: {path} gives {label_feature} the values {values}, the configuration has "
-                    f"labels = {list(labels)}; make them equal"
-                )
-            return schema
-    raise ConfigError(f"validation.schema_file: {path} has no feature {label_feature!r}")

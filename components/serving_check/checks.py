@@ -17,7 +17,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from components.errors import ServingError
 from components.serving_check.samples import HOSTILE, Sample, predict_request
+from components.serving_check.server_process import OVERLOADED
 
 _AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 _LATENCY_ROUNDS = 3  # the best of them counts: a machine that was busy for a moment is no fault of the model
@@ -29,7 +31,7 @@ class NotBlessed(Exception):
 
 
 class Client:
-    """Plain gRPC to one model; an answer that does not come is a NotBlessed."""
+    """Plain gRPC to one model; an error in place of an answer is a NotBlessed, one that never comes a ServingError."""
 
     def __init__(self, address: str, model_name: str, timeout_s: float) -> None:
         self._channel = grpc.insecure_channel(
@@ -57,14 +59,14 @@ class Client:
             try:
                 versions = self._status(request, timeout=self._timeout_s, wait_for_ready=True).model_version_status
             except grpc.RpcError as error:
-                raise NotBlessed(f"GetModelStatus was answered with {_code(error)}") from None
+                raise self._verdict("GetModelStatus", error) from None
             if any(version.state == _AVAILABLE for version in versions):
                 return
             failed = [version.status.error_code for version in versions if version.status.error_code]
             if failed:
                 raise NotBlessed(f"the version did not become available (error code {failed[0]}); server.log says why")
             if time.monotonic() > deadline:
-                raise NotBlessed(f"the version was not available after {self._timeout_s:g} s (serving.load_timeout_s)")
+                raise ServingError(f"the version was not available after {self._timeout_s:g} s: {OVERLOADED}")
             time.sleep(0.05)
 
     def probabilities(self, texts: Sequence[bytes], pairs: Sequence[bytes] | None, what: str) -> np.ndarray:
@@ -90,14 +92,20 @@ class Client:
         try:
             outputs = self._predict(request, timeout=self._timeout_s).outputs
         except grpc.RpcError as error:
-            # Not the details: an op's message may quote the text.
-            raise NotBlessed(f"{what} was answered with {_code(error)}") from None
+            raise self._verdict(what, error) from None
         if "probabilities" not in outputs:
             raise NotBlessed(f"{what} was answered without probabilities (there are: {', '.join(sorted(outputs))})")
         found = np.asarray(tf.make_ndarray(outputs["probabilities"]), np.float64)
         if found.ndim != 2 or found.shape[0] != rows:
             raise NotBlessed(f"{what} was answered with probabilities of shape {list(found.shape)} for {rows} texts")
         return found
+
+    def _verdict(self, what: str, error: grpc.RpcError) -> Exception:
+        # Not the details: an op's message may quote the text.
+        code = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
+            return ServingError(f"{what} was not answered within {self._timeout_s:g} s: {OVERLOADED}")
+        return NotBlessed(f"{what} was answered with {code}")
 
 
 def check_answers(client: Client, sample: Sample, tolerance: float, examples_too: bool) -> dict[str, Any]:
@@ -166,7 +174,3 @@ def check_latency(client: Client, sample: Sample, bound_ms: float) -> dict[str, 
 def _singly(sample: Sample) -> list[tuple[list[bytes], list[bytes] | None]]:
     pairs = sample.pairs
     return [([text], None if pairs is None else [pairs[row]]) for row, text in enumerate(sample.texts)]
-
-
-def _code(error: grpc.RpcError) -> str:
-    return error.code().name if isinstance(error, grpc.Call) else type(error).__name__

@@ -46,6 +46,7 @@ class ServingCheck(base_component.BaseComponent):
         model_blessing: types.BaseChannel | None = None,
         *,
         serving: ServingConfig,
+        attempt: int = 0,
         code: str = "",
     ) -> None:
         """Args:
@@ -54,9 +55,11 @@ class ServingCheck(base_component.BaseComponent):
         examples: raw, to find the texts of those keys.
         model_blessing: the evaluator's; where it is given and refused, nothing is served.
         serving: bounds and name; how many versions are kept is no concern of this step.
+        attempt: another number is not answered from the cache: a refusal may have been the machine's, not the model's.
         code: a fingerprint of this step's and the server's code, so that a new one is not answered from the cache.
         """
-        config = {"serving": serving.model_dump(mode="json", exclude={"keep_versions"}), "code": code}
+        bounds = serving.model_dump(mode="json", exclude={"keep_versions"})
+        config = {"serving": bounds, "attempt": attempt, "code": code}
         super().__init__(
             ServingCheckSpec(
                 model=model,

@@ -17,6 +17,8 @@ from components.errors import ServingError
 _LISTENS = re.compile(rb"^listening on grpc (\S+:\d+)\s*$", re.MULTILINE)
 _REFUSED = b"Failed to start server"  # how the server, as TensorFlow Serving, ends when a model does not load
 _STOP_TIMEOUT_S = 15.0
+# No verdict on the model: what took too long here may be quick on a machine that has less to do.
+OVERLOADED = "run again when the machine has less to do, or raise serving.load_timeout_s"
 
 
 class ModelNotLoaded(Exception):
@@ -89,8 +91,8 @@ class ServerProcess:
                 self.address = found.group(1).decode()
                 return
             if self.load_s > self._timeout_s:
-                raise ModelNotLoaded(
-                    f"the model server had not loaded the model after {self._timeout_s:g} s (serving.load_timeout_s)"
+                raise ServingError(
+                    f"the model server had not loaded the model after {self._timeout_s:g} s: {OVERLOADED}"
                 )
             time.sleep(0.05)
 

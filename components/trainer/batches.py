@@ -29,6 +29,7 @@ class Examples:
       lengths: int32 [examples].
       labels: int32 [examples], or float32 [examples, labels] for a multilabel task.
       keys: int64 [examples], hash of the text.
+      truncated: how many of the texts lost tokens to the longest length.
       ends: int64 [examples], where each text ends in `ids`.
     """
 
@@ -37,6 +38,7 @@ class Examples:
     lengths: np.ndarray
     labels: np.ndarray
     keys: np.ndarray
+    truncated: int = 0
     ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ def read_examples(patterns: Sequence[str], feature_spec: Mapping[str, Any], mult
     """
     label = "labels" if multilabel else "label"
     ragged = ["input_ids", *(["segment_ids"] if pairs else [])]
-    spec = {name: feature_spec[name] for name in (*ragged, "key", label)}
+    spec = {name: feature_spec[name] for name in (*ragged, "key", "truncated", label)}
     files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
     records = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(_PARSE_BATCH)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spec, "lengths")}
@@ -84,8 +86,8 @@ def read_examples(patterns: Sequence[str], feature_spec: Mapping[str, Any], mult
         columns["lengths"].append(ids.row_lengths().numpy())
         for name in ragged:
             columns[name].append(batch[name].values.numpy())
-        columns["key"].append(batch["key"].numpy())
-        columns[label].append(batch[label].numpy())
+        for name in ("key", "truncated", label):
+            columns[name].append(batch[name].numpy())
     if not columns["key"]:
         raise DataError(f"Trainer: no examples in {', '.join(patterns)}")
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -96,6 +98,7 @@ def read_examples(patterns: Sequence[str], feature_spec: Mapping[str, Any], mult
         lengths=whole["lengths"].astype(np.int32),
         labels=labels if multilabel else labels.reshape(-1),
         keys=whole["key"].astype(np.int64).reshape(-1),
+        truncated=int(whole["truncated"].sum()),
     )
     return _in_order_of_content(examples)
 
@@ -106,7 +109,12 @@ def _in_order_of_content(examples: Examples) -> Examples:
     order = np.lexsort((*label_columns, examples.lengths, examples.keys))
     packed = examples.batch(order)
     return Examples(
-        packed["ids"], packed.get("segments"), packed["row_lengths"], examples.labels[order], examples.keys[order]
+        packed["ids"],
+        packed.get("segments"),
+        packed["row_lengths"],
+        examples.labels[order],
+        examples.keys[order],
+        examples.truncated,
     )
 
 

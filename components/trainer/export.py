@@ -133,8 +133,15 @@ def export(
         return outputs
 
     def parsed(examples: tf.Tensor) -> list[tf.Tensor]:
-        found = tf.io.parse_example(examples, {name: tf.io.FixedLenFeature([], tf.string, "") for name in texts})
-        return [found[name] for name in texts]
+        found = tf.io.parse_example(examples, {name: tf.io.RaggedFeature(tf.string) for name in texts})
+        columns = []
+        for name in texts:  # none, or an empty list, is the empty text
+            one = tf.debugging.assert_less_equal(
+                found[name].row_lengths(), 1, f"{name}: more than one value in an example"
+            )
+            with tf.control_dependencies([one]):
+                columns.append(found[name].to_tensor("", [None, 1])[:, 0])
+        return columns
 
     @tf.function(input_signature=strings, autograph=False)
     def serving_default(*columns: tf.Tensor) -> dict[str, tf.Tensor]:

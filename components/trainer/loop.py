@@ -151,8 +151,10 @@ class Loop:
         _scalar("train/learning_rate", rate, step)
 
     def _report(self, total: int, steps_per_s: float) -> None:
+        """How the epoch stands; the metric is that of the last epoch that was evaluated."""
         now = self.progress
         done = now.epoch * self.steps + now.step
+        metric = {"metric": now.history[-1][self.training.metric]} if now.history else {}
         report(
             "train",
             epoch=now.epoch + 1,
@@ -160,7 +162,7 @@ class Loop:
             step=done,
             steps=total,
             loss=now.loss_sum / max(now.step, 1),
-            metric=max(now.best, 0.0),
+            **metric,
             texts_per_s=steps_per_s * self.training.batch_size,
             seconds_left=(total - done) / max(steps_per_s, 1e-9),
         )
@@ -180,6 +182,8 @@ class Loop:
         if found[name] > now.best:
             now.best, now.best_epoch = found[name], now.epoch
             self.best_weights = _arrays(self.model.variables)
+        speed = entry["texts_per_s"] / self.training.batch_size
+        self._report(self.steps * self.training.epochs, speed)
         now.epoch, now.step, now.loss_sum, now.epoch_seconds = now.epoch + 1, 0, 0.0, 0.0
         self._save()
 

@@ -86,6 +86,7 @@ def run_fn(fn_args: Any) -> None:
         "eval": best,
         "train_examples": len(train),
         "eval_examples": len(evaluation),
+        "truncated": {"train": train.truncated, "eval": evaluation.truncated},
         "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
         "train_seconds": progress.seconds,
         "seconds": time.monotonic() - started,

@@ -20,11 +20,6 @@ def check(expression: str) -> None:
         raise ValueError("is not a cron expression of five fields: minute hour day month weekday")
 
 
-def describe(expression: str) -> str:
-    """The expression in words."""
-    return CronSim(expression, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)).explain()
-
-
 def jitter(key: str, due: dt.datetime, limit_s: int) -> dt.timedelta:
     """By how much a due time is put off: the same each time it is asked, different for another pipeline or time."""
     if not limit_s:

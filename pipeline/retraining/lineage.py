@@ -102,9 +102,9 @@ def print_version(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    from rich.console import Console
+    from pipeline.console import report_console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = report_console()
     console.print(f"version {found['version']}  {found['state']}  pushed {found['pushed_at'] or 'at an unknown time'}")
     for name in ("path", "run", "trigger", "rolled_back", "code", "fingerprint", "model"):
         if found[name]:

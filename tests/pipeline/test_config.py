@@ -86,11 +86,27 @@ def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
         ("evaluation.gates=[{label='maybe', measure='f1', min=0.5}]", "'maybe' is not one of the labels"),
         ("training.class_weights={yes=2.0}", "give a weight for every label"),
         ("training.buckets=[8,4]", "lengths must grow"),
+        ("data.columns.slices=['a','a']", "columns.slices: a column stands there twice"),
+        ("data.columns.slices=['text']", "are names of the pipeline itself"),
+        ("data.columns={text='body', slices=['body']}", "['body'] hold texts; name columns of few values"),
+        ("training.learning_rate=inf", "training.learning_rate: Input should be a finite number"),
+        ("name='..'", "name: String should match pattern"),
+        ("serving.model_name='.hidden'", "serving.model_name: String should match pattern"),
+        ("paths.root='gs://bucket/root'", "paths.root: must be a folder of this machine"),
+        ("beam.pipeline_args=['runner=x']", "'runner=x' is no flag of Beam's; write each as --name=value"),
+        ("encoder.weights=nowhere", "nowhere is neither a folder, nor the prefix of a TensorFlow checkpoint"),
+        ("encoder.weights=rows", "rows holds neither model.safetensors, nor pytorch_model.bin, nor a model.ckpt-*"),
+        ("tokenizer.vocab=rows", "tokenizer.vocab: "),
+        ("validation.schema_file=rows", "rows cannot be read (Is a directory)"),
+        ("validation.schema_file=rows/train.csv", "train.csv is not a schema in text form"),
         ("nonsense", "write section.key=value"),
         ("labels.x=1", "'labels' is a value, not a section"),
     ],
 )
-def test_mistake_is_named_with_key_value_and_remedy(minimal: Path, override: str, expected: str) -> None:
+def test_mistake_is_named_with_key_value_and_remedy(
+    minimal: Path, override: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(minimal.parent)  # paths of overrides start from the working folder
     assert expected in message(minimal, override)
 
 
@@ -125,6 +141,45 @@ def test_vocabulary_without_special_tokens_is_refused_before_anything_runs(minim
 def test_data_input_that_is_a_file_is_explained(minimal: Path) -> None:
     text = message(minimal, f"data.input={minimal.parent}/rows/train.csv")
     assert "is a file; name its folder, and the file in data.splits" in text
+
+
+def test_weights_are_found_from_the_configurations_folder(minimal: Path) -> None:
+    hub = "some/model@" + "0123456789" * 4
+    (minimal.parent / "bert").mkdir()
+    (minimal.parent / "bert" / "model.safetensors").write_bytes(b"")
+    minimal.write_text(MINIMAL + '[encoder]\nweights = "bert"\n')
+    assert load_config(minimal).encoder.weights == str(minimal.parent / "bert")
+    assert load_config(minimal, [f"encoder.weights={hub}"]).encoder.weights == hub
+
+
+def test_curated_schema_of_other_labels_is_refused_beforehand(minimal: Path) -> None:
+    schema = minimal.parent / "mine.schema.pbtxt"
+    schema.write_text('feature { name: "label" type: BYTES string_domain { value: "yes" } }')
+    text = message(minimal, f"validation.schema_file={schema}")
+    assert "gives label the values ['yes'], the configuration has labels = ['no', 'yes']" in text
+    schema.write_text('feature { name: "label" type: BYTES string_domain { value: "no" value: "yes" } }')
+    load_config(minimal, [f"validation.schema_file={schema}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--runer=FnApiRunner"], "Beam knows no --runer"),
+        (["--direct_num_workers=many"], "argument --direct_num_workers: invalid int value: 'many'"),
+        (["--runner=FnApiRunner", "--direct_num_workers=2"], None),
+        (["--runner=PortableRunner", "--job_endpoint=h:1", "--option_of_the_job_server=x"], None),
+    ],
+)
+def test_beam_flag_that_beam_does_not_know_is_named(flags: list[str], expected: str | None) -> None:
+    from components.config import BeamConfig
+    from pipeline.beam import beam_arguments
+
+    if expected is None:
+        assert beam_arguments(BeamConfig(pipeline_args=flags), 0) == flags
+        return
+    with pytest.raises(ConfigError) as caught:
+        beam_arguments(BeamConfig(pipeline_args=flags), 0)
+    assert expected in str(caught.value)
 
 
 def test_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:

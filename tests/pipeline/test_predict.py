@@ -141,3 +141,21 @@ def test_wrong_file_is_named_before_tensorflow_is_imported(tmp_path: Path) -> No
     )  # fmt: skip
     assert "in.csv: the column 'text' is missing" in done.stdout, done.stderr
     assert done.stdout.endswith("False\n")
+
+
+def test_key_that_no_object_has_is_one_error_and_a_missing_one_a_bad_row(toy: ModuleType, tmp_path: Path) -> None:
+    toy.ToyModel().export(tmp_path / "serving" / "7")
+    (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl: no object has the key 'text'; the first one has 'body'"):
+        list(predict_file(tmp_path / "serving", tmp_path / "in.jsonl", data(columns=Columns(id="id"))))
+    (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"text": "b"}\n')
+    found = list(predict_file(tmp_path / "serving", tmp_path / "in.jsonl", data(columns=Columns(id="id"))))
+    assert [row.get("error") for row in found] == ["empty_text", None]
+
+
+def test_file_that_is_not_there_is_told_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "serving" / "7").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"none\.csv: there is no such file"):
+        list(predict_file(tmp_path / "serving", tmp_path / "none.csv", data()))
+    with pytest.raises(DataError, match=r"is a folder; `score` takes those"):
+        list(predict_file(tmp_path / "serving", tmp_path, data()))

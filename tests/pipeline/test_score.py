@@ -298,6 +298,11 @@ def test_wrong_input_is_named(serving: Path, source: Path, tmp_path: Path) -> No
     (source / "c.csv").write_text("id,body\n1,x\n")
     with pytest.raises(DataError, match=r"c\.csv: the column 'text' is missing"):
         score(serving, source, tmp_path / "out2", DATA)
+    (source / "c.csv").rename(source / "c.jsonl")
+    (source / "c.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(DataError, match=r"c\.jsonl: no object has the key 'text'; the first one has 'body'"):
+        score(serving, source, tmp_path / "out2", DATA)
+    (source / "c.jsonl").unlink()
     with pytest.raises(PushError, match="there is no version 5; there are 1000"):
         score(serving, source, tmp_path / "out3", DATA, version=5)
 

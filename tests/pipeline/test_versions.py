@@ -164,8 +164,7 @@ def test_what_was_rolled_back_stays_away_even_when_its_folder_is_gone(serving: P
     assert push(serving.parent, "e") is None
 
 
-def test_known_and_settled_versions(serving: Path) -> None:
-    assert [versions.is_known(serving, number) for number in (1000, 1002, 1003)] == [True, True, False]
+def test_settled_versions(serving: Path) -> None:
     assert [versions.is_settled(serving, number) for number in (1000, 1002, 1003)] == [False, True, False]
     versions.rollback(serving)
     assert [versions.is_settled(serving, number) for number in (1000, 1001, 1002)] == [False, True, True]

@@ -27,6 +27,7 @@ from components.examples import files, ingest
 from components.examples.component import TextExampleGen, TextExampleGenExecutor
 from components.examples.driver import ContentDriver
 from components.examples.parse import Reader
+from pipeline.spans import find_names
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "pipeline" / "data" / "pmc_rct_sections"
@@ -507,6 +508,20 @@ def test_splits_of_different_newest_spans_are_an_error(tmp_path):
 def test_folder_may_have_brackets_in_its_name(tmp_path):
     folder = write(tmp_path / "in [1]", train=["1,a,METHODS", "1,x,OTHER"], eval=["2,b,METHODS"])
     assert run(tmp_path / "out [1]", config(folder, max_bad_share=1)).texts("train") == ["a"]
+
+
+def test_hidden_files_beside_the_data_are_no_data(tmp_path):
+    folder = write(tmp_path / "in", train=["1,a,METHODS"], eval=["2,b,METHODS"])
+    for name in (".train.csv", "._train.csv", ".#train.csv"):
+        (folder / name).write_bytes(b"what an editor or a copying program leaves behind")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "train.csv").write_bytes(b"also not")
+    data = config(folder, {"train": "*rain.csv", "eval": "eval.csv"})
+    assert run(tmp_path, data).texts("train") == ["a"]
+    assert find_names(data)[0][1]["train"] == ["train.csv"]
+    hidden = config(folder, {"train": ".train.csv", "eval": "eval.csv"})
+    (folder / ".train.csv").write_bytes((folder / "train.csv").read_bytes())
+    assert run(tmp_path, hidden).texts("train") == ["a"], "a hidden file that is named"
 
 
 def test_pattern_without_a_file_is_an_error(tmp_path):

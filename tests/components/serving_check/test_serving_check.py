@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -213,7 +215,7 @@ def script(folder: Path, text: str) -> list[str]:
         ("sys.exit('no module named x')", ServingError, r"ended with status 1 .*(?s:.*)no module named x"),
         ("os.kill(os.getpid(), signal.SIGKILL)", ServingError, r"was ended by SIGKILL \(out of memory\?\)"),
         ("sys.exit('Failed to start server. Error: broken')", ModelNotLoaded, "could not load the model"),
-        ("time.sleep(60)", ModelNotLoaded, r"after 0\.5 s \(serving\.load_timeout_s\)"),
+        ("time.sleep(60)", ServingError, r"after 0\.5 s: run again .* or raise serving\.load_timeout_s"),
     ],
 )
 def test_server_that_does_not_come_up_is_told_from_a_model_that_does_not(
@@ -272,14 +274,46 @@ def test_component_declares_inputs_outputs_and_leaves_keep_versions_out_of_its_c
 
     from components.serving_check.component import ServingCheck
 
-    def component(keep: int) -> ServingCheck:
+    def component(keep: int, attempt: int = 0) -> ServingCheck:
         return ServingCheck(
             model=types.Channel(type=standard_artifacts.Model),
             model_run=types.Channel(type=standard_artifacts.ModelRun),
             examples=types.Channel(type=standard_artifacts.Examples),
             serving=ServingConfig(keep_versions=keep),
+            attempt=attempt,
         )
 
     assert list(component(1).outputs) == ["blessing"]
     assert component(1).outputs["blessing"].type is standard_artifacts.InfraBlessing
     assert component(1).exec_properties == component(2).exec_properties
+    assert component(1).exec_properties != component(1, attempt=1).exec_properties
+
+
+def test_answer_that_does_not_come_in_time_is_no_verdict_on_the_model() -> None:
+    import grpc
+
+    from components.serving_check.checks import Client
+
+    asked = threading.Event()
+
+    def never(request: bytes, context: grpc.ServicerContext) -> bytes:
+        asked.set()
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "a text of the request")
+        return b""
+
+    methods = {"Predict": grpc.unary_unary_rpc_method_handler(never)}
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", methods)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(f"127.0.0.1:{port}", "m", 30.0)
+    try:
+        with pytest.raises(ServingError, match=r"^a single text was not answered within 30 s: run again") as caught:
+            client.probabilities([b"a"], None, "a single text")
+    finally:
+        client.close()
+        server.stop(0)
+    assert asked.is_set()
+    assert "request" not in str(caught.value)

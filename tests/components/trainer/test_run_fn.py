@@ -67,6 +67,10 @@ def test_a_run_learns_writes_its_account_and_removes_its_checkpoint(ran):
     assert summary["best"] == pytest.approx(max(entry["macro_f1"] for entry in history))
     assert summary["best"] > 0.8
     assert (summary["train_examples"], summary["eval_examples"], summary["replicas"]) == (90, 45, 1)
+    # Texts have n % 11 words of two tokens, and two tokens of their own; the longest length is 16.
+    assert summary["truncated"] == {"train": 24, "eval": 13}
+    told = {values["step"]: values.get("metric") for _, values in reports}  # the last report of each step
+    assert [told[6 * epoch] for epoch in range(1, 7)] == [entry["macro_f1"] for entry in history]
     assert any(name.startswith("events") for name in os.listdir(f"{args.model_run_dir}/logs"))
     assert os.listdir(args.custom_config["checkpoint_dir"]) == []
     assert {event for event, _ in reports} == {"train"}
@@ -110,6 +114,16 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     classified = signatures["classify"](inputs=examples)
     np.testing.assert_allclose(classified["scores"], answer["probabilities"], atol=1e-6)
     assert classified["classes"].numpy().tolist() == answer["classes"].numpy().tolist()
+    none = tf.train.Example()
+    none.features.feature["text"].bytes_list.SetInParent()
+    absent = tf.train.Example()
+    empty = signatures["serialized_examples"](examples=tf.constant([e.SerializeToString() for e in (none, absent)]))
+    np.testing.assert_allclose(empty["probabilities"][0], empty["probabilities"][1], atol=1e-6)
+    two = tf.train.Example()
+    two.features.feature["text"].bytes_list.value.extend([b"secret", b"secret"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="text: more than one value in an example") as caught:
+        signatures["serialized_examples"](examples=tf.constant([two.SerializeToString()]))
+    assert "secret" not in str(caught.value)
     tokens = signatures["tokens"](**{name: tf.constant(values) for name, values in columns.items()})
     lengths = tokens["row_lengths"].numpy()
     assert lengths[2] == 16

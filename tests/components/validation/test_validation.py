@@ -1,5 +1,6 @@
 """What is measured of texts, which schema follows, and which data is refused with which words."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from components.config import ValidationConfig
 from components.errors import ConfigError
-from components.schema.infer import example_schema, infer_schema, read_schema
+from components.schema.curated import read_schema
+from components.schema.infer import example_schema, infer_schema
 from components.statistics.derive import DERIVED_FEATURES, TextMeasurer, replace_texts
 from components.validation import checks
 from components.validation.serving_logs import request_texts
@@ -183,3 +185,40 @@ def test_curated_schema_must_speak_of_the_configured_labels(measurer: TextMeasur
     path.write_text("feature {")
     with pytest.raises(ConfigError, match="is not a schema in text form"):
         read_schema(path, LABELS, "label")
+
+
+def test_schema_of_the_first_run_is_kept_for_data_of_the_same_kind(measurer: TextMeasurer, tmp_path: Path) -> None:
+    from tfx.types import standard_artifacts
+
+    from components.schema.component import SCHEMA_FILE, Executor
+
+    def run(number: int, texts: list[str], previous: list, **changes: object) -> tuple[object, str]:
+        split = tmp_path / f"statistics{number}" / "Split-train"
+        split.mkdir(parents=True)
+        (split / "FeatureStats.pb").write_bytes(
+            statistics(measurer, texts, ["no", "yes"] * (len(texts) // 2)).SerializeToString()
+        )
+        given, schema, example_schema = (
+            standard_artifacts.ExampleStatistics(), standard_artifacts.Schema(), standard_artifacts.Schema(),
+        )  # fmt: skip
+        given.uri, given.split_names = str(split.parent), '["train"]'
+        for artifact, name in ((schema, "schema"), (example_schema, "example")):
+            artifact.uri = str(tmp_path / f"{name}{number}")
+        config = {
+            "task": "binary", "labels": ["no", "yes"], "has_pairs": False, "has_id": False, "slices": [],
+            "curated": None, "curated_hash": "", "code": str(number), **changes,
+        }  # fmt: skip
+        Executor().Do(
+            {"statistics": [given], "previous_schema": previous},
+            {"schema": [schema], "example_schema": [example_schema]},
+            {"custom_config": json.dumps(config)},
+        )
+        return schema, (Path(schema.uri) / SCHEMA_FILE).read_text()
+
+    first, text = run(1, ["a b", "c d"], [])
+    edited = text.replace('name: "label"', 'name: "label" annotation { comment: "as it was approved" }', 1)
+    (Path(first.uri) / SCHEMA_FILE).write_text(edited)  # type: ignore[attr-defined]
+    kept, again = run(2, ["e", "f"], [first])
+    assert "as it was approved" in again
+    assert "as it was approved" in run(3, ["e", "f"], [kept])[1], "and from run to run"
+    assert "as it was approved" not in run(4, ["e", "f"], [kept], slices=["journal"])[1], "another kind of data"
