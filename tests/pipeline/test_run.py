@@ -1,0 +1,119 @@
+"""What a run says of itself: its record, its summary, and when there is nothing to do."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from components.errors import ConfigError, DataError
+from pipeline import run as runs
+from pipeline.cli import app
+from pipeline.config import Config, load_config
+from pipeline.local import StepError
+from pipeline.records import write_record
+from pipeline.summary import print_summary
+
+PROMISED = {"status", "version", "model_path", "metrics", "baseline", "gates", "seconds"}
+TOML = """
+task = "binary"
+labels = ["no", "yes"]
+[data]
+input = "rows"
+splits = { train = "train.csv", eval = "dev.csv" }
+[evaluation]
+split = "eval"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "rows").mkdir()
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / "rows" / name).write_text("text,label\na,yes\n")
+    (tmp_path / "c.toml").write_text(TOML)
+    return load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/root"])
+
+
+def record(**values: object) -> dict:
+    return {**runs.blank_record(), "fingerprint": "f", **values}
+
+
+def test_refusal_by_the_gates_holds_and_one_by_the_serving_check_is_looked_into_again(config: Config) -> None:
+    gates = record(run_id="1", status="not_blessed", serving_check={"checked": False, "blessed": False})
+    write_record(config.root, gates)
+    assert runs._settled(config.root, config, "f") == gates
+    assert runs._settled(config.root, config, "other") is None
+    refused = {"checked": True, "blessed": False, "reason": "the median latency …"}
+    write_record(config.root, record(run_id="2", status="not_blessed", serving_check=refused))
+    assert runs._settled(config.root, config, "f") is None
+
+
+def test_failed_run_has_every_promised_key_and_names_its_step(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StepError("data_gate", "the data was refused", DataError.exit_status, "DataError")
+
+    monkeypatch.setattr(runs, "_prepare", fail)
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "c.toml"), "--set", f"paths.root={config.root}", "--json"])
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found.keys() >= PROMISED
+    assert (found["status"], found["step"], found["error_kind"]) == ("failed", "data_gate", "DataError")
+    assert (found["error"], found["version"]) == ("the data was refused", None)
+    assert found["seconds"]["total"] >= 0
+    assert json.loads((config.root / "runs" / f"{found['run_id']}.json").read_text()) == found
+
+
+def test_wrong_configuration_is_a_json_object_too(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "none.toml"), "--json"])
+    assert done.exit_code == ConfigError.exit_status == 2
+    found = json.loads(done.stdout)
+    assert found.keys() >= PROMISED
+    assert (found["status"], found["error_kind"]) == ("failed", "ConfigError")
+    assert "there is no such configuration file" in found["error"]
+
+
+def test_unexpected_error_is_named_by_its_kind_alone(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a text of a patient")
+
+    monkeypatch.setattr(runs, "_prepare", fail)
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "c.toml"), "--set", f"paths.root={config.root}", "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"] == "ValueError"
+    assert "patient" not in done.output
+    assert f"see the newest log in {config.root}/logs" in done.stderr
+
+
+def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
+    data = {
+        "splits": {"train": {"rows": 90}, "test": {"rows": 10}},
+        "bad": {"rows": 3},
+        "leaked": [{"splits": ["train", "test"], "texts": 2}],
+        "dropped": {"train": 4},
+    }
+    metric = {"value": 0.72184, "low": 0.68721, "high": 0.75443}
+    found = record(
+        status="pushed", version=7, model_path="/m/7", data=data, training={"truncated": {"train": 5, "eval": 1}},
+        metrics={"macro_f1": metric}, baseline={"macro_f1": 0.645},
+        paired={"macro_f1": {"difference": 0.0768, "low": 0.0362, "high": 0.1142}},
+        gates=[{"gate": "macro_f1 >= 0.6", "value": 0.72184, "passed": True}], seconds={"total": 151.2},
+    )  # fmt: skip
+    stream = io.StringIO()
+    print_summary(Console(file=stream, width=80, soft_wrap=True), found, "/m")
+    text = stream.getvalue()
+    assert (
+        "data: train 90  test 10  bad rows 3; texts both in train and test 2; dropped for that 4; "
+        "truncated train 5, eval 1" in text
+    )
+    assert "macro_f1  0.7218  0.687 to 0.754  0.6450  +0.077 (+0.036 to +0.114)" in " ".join(
+        line for line in text.splitlines() if "macro_f1" in line
+    ).replace("   ", "  ")
+    assert "holds" in text
+    assert "pushed version 7 → /m/7" in text
