@@ -140,7 +140,7 @@ def export(
                 found[name].row_lengths(), 1, f"{name}: more than one value in an example"
             )
             with tf.control_dependencies([one]):
-                columns.append(found[name].to_tensor("", [None, 1])[:, 0])
+                columns.append(found[name].to_tensor("", shape=[None, 1])[:, 0])
         return columns
 
     @tf.function(input_signature=strings, autograph=False)
