@@ -129,6 +129,22 @@ def schema_freeze(
     print(f'{target}: review it, then set  [validation] schema_file = "{target.name}"')
 
 
+@app.command("weights")
+@errors_in_words
+def weights_command(
+    config: ConfigPath,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write them to this folder, converted: safetensors, config, vocabulary.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the encoder's pretrained weights, every tensor accounted for; a run does the same as its first step."""
+    from pipeline.weights import print_weights
+
+    print_weights(_load(config, set_), output, as_json)
+
+
 @app.command()
 @errors_in_words
 def history(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:

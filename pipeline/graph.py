@@ -11,6 +11,7 @@ from tfx.orchestration import metadata, pipeline
 from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
 from tfx.types import Channel, channel, standard_artifacts
 
+from components.encoder.component import PretrainedWeights
 from components.evaluation.component import TextEvaluator
 from components.examples.component import TextExampleGen
 from components.examples.merge import Roles
@@ -20,6 +21,7 @@ from components.push.live_model import LiveModelStrategy
 from components.schema.component import TextSchemaGen
 from components.serving_check.component import ServingCheck
 from components.statistics.component import TextStatisticsGen
+from components.trainer.component import PretrainedTrainer
 from components.validation.component import DataGate
 from components.validation.previous import PreviousSchemaStrategy, PreviousStatisticsStrategy
 from pipeline import spans
@@ -126,14 +128,14 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         pushed_model=Channel(type=standard_artifacts.PushedModel, producer_component_id="push"),
     ).with_id("live_model")
 
-    trainer = Trainer(
-        run_fn="components.trainer.run_fn.run_fn",
-        examples=transform.outputs["transformed_examples"],
-        transform_graph=transform.outputs["transform_graph"],
-        base_model=live.outputs["model"] if config.window.warm_start else None,
-        train_args=_trainer.TrainArgs(splits=["train"]),
-        eval_args=_trainer.EvalArgs(splits=["eval"]),
-        custom_config={
+    training: dict[str, Any] = {
+        "run_fn": "components.trainer.run_fn.run_fn",
+        "examples": transform.outputs["transformed_examples"],
+        "transform_graph": transform.outputs["transform_graph"],
+        "base_model": live.outputs["model"] if config.window.warm_start else None,
+        "train_args": _trainer.TrainArgs(splits=["train"]),
+        "eval_args": _trainer.EvalArgs(splits=["eval"]),
+        "custom_config": {
             "task": task,
             "labels": labels,
             "pairs": data.has_pairs,
@@ -149,7 +151,12 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             "checkpoint_dir": str(config.root / "checkpoints"),
             "code": code_fingerprint("components/encoder", "components/classifier", "components/trainer"),
         },
-    ).with_id("trainer")
+    }
+    weights = _pretrained_weights(config)
+    if weights is None:
+        trainer = Trainer(**training).with_id("trainer")
+    else:
+        trainer = PretrainedTrainer(encoder_weights=weights.outputs["weights"], **training).with_id("trainer")
 
     evaluator = TextEvaluator(
         examples=examples.outputs["examples"],
@@ -189,6 +196,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         pipeline_name=config.name,
         pipeline_root=str(config.root / "artifacts"),
         components=[
+            *([weights] if weights else []),
             *ingest,
             statistics,
             previous_schema,
@@ -241,6 +249,19 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
         code=code_fingerprint("components/examples/window.py", "components/examples/merge.py"),
     ).with_id("examples")
     return [*ingest, window_examples], window_examples
+
+
+def _pretrained_weights(config: Config) -> PretrainedWeights | None:
+    """The node that converts `encoder.weights`; None for random weights."""
+    if config.encoder.weights is None:
+        return None
+    return PretrainedWeights(
+        encoder=config.encoder,
+        encoder_config_file=str(config.encoder_config_file),
+        vocab_file=str(config.vocab_file),
+        file_hashes=_encoder_hashes(config),
+        code=code_fingerprint("components/encoder"),
+    ).with_id("weights")
 
 
 def _input_bytes(config: Config) -> int:

@@ -8,16 +8,20 @@ by name; anything else is an error, as is whatever the encoder misses.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from components.encoder.bert import BertEncoder
 from components.encoder.config import BertGeometry, read_geometry
 from components.encoder.sources import Source, find_source
 from components.errors import CheckpointError
+
+if TYPE_CHECKING:  # reading and converting weights needs neither Keras nor TensorFlow
+    from components.encoder.bert import BertEncoder
 
 # Beside the encoder in published checkpoints: pooler, pretraining and task heads, buffers, optimiser.
 _BESIDE = re.compile(
@@ -46,19 +50,32 @@ def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path) -> Loa
       vocab_file: the vocabulary in use; it must be the one beside the weights, where there is one.
 
     Raises:
+      CheckpointError: see `read_weights`.
+    """
+    tensors, loaded = read_weights(name, encoder.geometry, vocab_file)
+    for place in _places(encoder.geometry):
+        arrays = [tensors[part].T if _is_kernel(part) else tensors[part] for part in place.parts]
+        place.variable(encoder).assign(np.concatenate(arrays, axis=-1).astype(np.float32))
+    return loaded
+
+
+def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> tuple[dict[str, np.ndarray], Loaded]:
+    """The tensors that an encoder of this geometry needs, by Hugging Face's names and in its layout.
+
+    Raises:
       CheckpointError: naming tensors that are missing, unexpected or of another shape, or the setting in which the
         weights' own configuration or vocabulary differs.
     """
     source = find_source(name)
-    _check_companions(source, encoder.geometry, Path(vocab_file))
+    _check_companions(source, geometry, Path(vocab_file))
     tensors = {canonical_name(key): value for key, value in source.tensors().items()}
     if source.format == "tf1":
         tensors = {key: value.T if _is_kernel(key) else value for key, value in tensors.items()}
-    wanted = _targets(encoder)
-    needed = {part: shape for _, parts, shape in wanted for part in parts}
+    needed = {part: place.shape for place in _places(geometry) for part in place.parts}
     missing = sorted(needed.keys() - tensors.keys())
     left = tensors.keys() - needed.keys()
-    unexpected = sorted(key for key in left if not (_BESIDE.match(key) or _layer_of(key) >= len(encoder.blocks)))
+    layers = geometry.num_hidden_layers
+    unexpected = sorted(key for key in left if not (_BESIDE.match(key) or _layer_of(key) >= layers))
     misshapen = [
         f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
         for key, shape in sorted(needed.items())
@@ -71,10 +88,8 @@ def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path) -> Loa
     ]
     if problems:
         raise CheckpointError(f"encoder.weights: {name} does not fit the encoder; tensors {'; '.join(problems)}")
-    for variable, parts, _ in wanted:
-        arrays = [tensors[part].T if _is_kernel(part) else tensors[part] for part in parts]
-        variable.assign(np.concatenate(arrays, axis=-1).astype(np.float32))
-    return Loaded(source.format, source.sha256(), tuple(sorted(left)))
+    found = {part: np.ascontiguousarray(tensors[part], np.float32) for part in sorted(needed)}
+    return found, Loaded(source.format, source.sha256(), tuple(sorted(left)))
 
 
 def canonical_name(name: str) -> str:
@@ -97,38 +112,48 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _targets(encoder: BertEncoder) -> list[tuple[Any, tuple[str, ...], tuple[int, ...]]]:
-    """Each variable with the tensors that make it, side by side, and the shape of each of them."""
-    g = encoder.geometry
+class _Place(NamedTuple):
+    """A variable of the encoder, the tensors that make it, side by side, and the shape of each of them."""
+
+    variable: Callable[[BertEncoder], Any]
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def _places(g: BertGeometry) -> list[_Place]:
     hidden, inner = g.hidden_size, g.intermediate_size
-    found: list[tuple[Any, tuple[str, ...], tuple[int, ...]]] = []
+    found: list[_Place] = []
 
-    def norm(layer: Any, prefix: str) -> None:
-        found.append((layer.gamma, (f"{prefix}.LayerNorm.weight",), (hidden,)))
-        found.append((layer.beta, (f"{prefix}.LayerNorm.bias",), (hidden,)))
+    def norm(layer: Callable[[BertEncoder], Any], prefix: str) -> None:
+        found.append(_Place(lambda e: layer(e).gamma, (f"{prefix}.LayerNorm.weight",), (hidden,)))
+        found.append(_Place(lambda e: layer(e).beta, (f"{prefix}.LayerNorm.bias",), (hidden,)))
 
-    def dense(layer: Any, names: tuple[str, ...], shape: tuple[int, int]) -> None:
-        found.append((layer.kernel, tuple(f"{n}.weight" for n in names), shape))
-        found.append((layer.bias, tuple(f"{n}.bias" for n in names), shape[:1]))
+    def dense(layer: Callable[[BertEncoder], Any], names: tuple[str, ...], shape: tuple[int, int]) -> None:
+        found.append(_Place(lambda e: layer(e).kernel, tuple(f"{n}.weight" for n in names), shape))
+        found.append(_Place(lambda e: layer(e).bias, tuple(f"{n}.bias" for n in names), shape[:1]))
 
-    e = encoder.embeddings
-    for variable, name, rows in (
-        (e.word, "word", g.vocab_size),
-        (e.position, "position", g.max_position_embeddings),
-        (e.segment, "token_type", g.type_vocab_size),
-    ):
-        found.append((variable, (f"embeddings.{name}_embeddings.weight",), (rows, hidden)))
-    norm(e.norm, "embeddings")
-    for n, block in enumerate(encoder.blocks):
+    def table(name: str, rows: int, variable: Callable[[BertEncoder], Any]) -> None:
+        found.append(_Place(variable, (f"embeddings.{name}_embeddings.weight",), (rows, hidden)))
+
+    table("word", g.vocab_size, lambda e: e.embeddings.word)
+    table("position", g.max_position_embeddings, lambda e: e.embeddings.position)
+    table("token_type", g.type_vocab_size, lambda e: e.embeddings.segment)
+    norm(lambda e: e.embeddings.norm, "embeddings")
+    for n in range(g.num_hidden_layers):
         layer = f"encoder.layer.{n}"
         projections = tuple(f"{layer}.attention.self.{name}" for name in ("query", "key", "value"))
-        dense(block.attention.qkv, projections, (hidden, hidden))
-        dense(block.attention.output_dense, (f"{layer}.attention.output.dense",), (hidden, hidden))
-        norm(block.attention_norm, f"{layer}.attention.output")
-        dense(block.intermediate, (f"{layer}.intermediate.dense",), (inner, hidden))
-        dense(block.output_dense, (f"{layer}.output.dense",), (hidden, inner))
-        norm(block.output_norm, f"{layer}.output")
+        dense(_of_block(n, "attention.qkv"), projections, (hidden, hidden))
+        dense(_of_block(n, "attention.output_dense"), (f"{layer}.attention.output.dense",), (hidden, hidden))
+        norm(_of_block(n, "attention_norm"), f"{layer}.attention.output")
+        dense(_of_block(n, "intermediate"), (f"{layer}.intermediate.dense",), (inner, hidden))
+        dense(_of_block(n, "output_dense"), (f"{layer}.output.dense",), (hidden, inner))
+        norm(_of_block(n, "output_norm"), f"{layer}.output")
     return found
+
+
+def _of_block(number: int, path: str) -> Callable[[BertEncoder], Any]:
+    get = attrgetter(path)
+    return lambda encoder: get(encoder.blocks[number])
 
 
 def _check_companions(source: Source, geometry: BertGeometry, vocab_file: Path) -> None:

@@ -19,6 +19,7 @@ from components.classifier.model import TextClassifier, build_classifier
 from components.config import EncoderConfig, HeadConfig, TrainingConfig
 from components.encoder.checkpoint import load_weights
 from components.encoder.config import BertGeometry, read_geometry
+from components.encoder.conversion import read_record
 from components.errors import ConfigError
 from components.trainer import state
 from components.trainer.batches import Examples, read_examples
@@ -41,7 +42,8 @@ def run_fn(fn_args: Any) -> None:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
         `base_model` (a SavedModel to start from, or None), and `custom_config` with `task`, `labels`, `pairs`,
         `vocab_file`, `lower_case`, `max_length`, `encoder_config_file`, the sections `encoder`, `head` and
-        `training`, and `checkpoint_dir`.
+        `training`, `checkpoint_dir`, and, where the pipeline converted pretrained weights, their folder
+        `encoder_weights`.
 
     Raises:
       ConfigError, CheckpointError, DataError, PipelineError: as their messages say.
@@ -127,12 +129,17 @@ def _build(config: dict[str, Any], policy: str) -> TextClassifier:
 
 
 def _load_weights(model: TextClassifier, config: dict[str, Any]) -> dict[str, Any] | None:
-    name = config["encoder"]["weights"]
+    name, converted = config["encoder"]["weights"], config.get("encoder_weights")
     if name is None:
         return None
-    loaded = load_weights(model.encoder, name, config["vocab_file"])
-    log.info("encoder weights from %s: %s, %d tensors unused", name, loaded.format, len(loaded.unused))
-    return {"source": name, **asdict(loaded)}
+    if converted is None:
+        loaded = load_weights(model.encoder, name, config["vocab_file"])
+        log.info("encoder weights from %s: %s, %d tensors unused", name, loaded.format, len(loaded.unused))
+        return {"source": name, **asdict(loaded)}
+    record = read_record(converted)
+    load_weights(model.encoder, converted, config["vocab_file"])
+    log.info("encoder weights from %s, converted from %s", name, record.format)
+    return {**asdict(record), "converted": converted}
 
 
 def _geometry(config: dict[str, Any], encoder: EncoderConfig) -> BertGeometry:
@@ -156,7 +163,8 @@ def _plain_copy(model: TextClassifier, config: dict[str, Any]) -> TextClassifier
 
 
 def _fingerprint(config: dict[str, Any], train: Examples, evaluation: Examples, base: dict[str, Any] | None) -> str:
-    settings = {key: value for key, value in config.items() if key != "checkpoint_dir"}
+    # Where things are does not change what comes out; the weights' own files are in `file_hashes`.
+    settings = {key: value for key, value in config.items() if key not in ("checkpoint_dir", "encoder_weights")}
     parts = [json.dumps(settings, sort_keys=True), json.dumps(base), train.digest(), evaluation.digest()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

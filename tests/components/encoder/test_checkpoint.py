@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from components.encoder.bert import BertEncoder
 from components.encoder.checkpoint import load_weights
 from components.encoder.config import BertGeometry
+from components.encoder.conversion import convert
 from components.encoder.sources import find_source
 from components.encoder.torch_pickle import read_state_dict
 from components.errors import CheckpointError
@@ -194,11 +195,14 @@ def test_every_format_gives_the_same_encoder(tmp_path, vocab_file, torch_modules
         "without bert.": write_safetensors(tmp_path / "p", hugging_face_tensors(prefix="")),
     }
     encoders = {}
+    digests = set()
     for name, source in sources.items():
         encoders[name] = encoder_of()
+        digests.add(convert(source, GEOMETRY, vocab_file).sha256)
         loaded = load_weights(encoders[name], source, vocab_file)
         assert name.startswith(loaded.format) or name == "without bert."
         assert "pooler.dense.bias" in loaded.unused
+    assert len(digests) == 1
     first = encoders.pop("safetensors")
     qkv = first.blocks[1].attention.qkv.kernel.numpy()
     np.testing.assert_array_equal(qkv[:, 8:16], tensors["bert.encoder.layer.1.attention.self.key.weight"].T)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ import tensorflow as tf
 
 from components.trainer.run_fn import run_fn
 
-ROOT = Path(__file__).parents[3]
-UV = ROOT / ".tools" / "venv" / "bin" / "uv"
 PACKAGES = ("tensorflow==2.20.*", "tensorflow-text==2.20.1")
 
 _SCRIPT = """
@@ -35,23 +31,9 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def plain_python(tmp_path_factory):
-    """The interpreter of an environment that holds TensorFlow 2.20 and TF Text 2.20 alone."""
-    uv = str(UV) if UV.exists() else shutil.which("uv")
-    if uv is None:
-        pytest.skip("no uv: run deploy/bootstrap first")
-    folder = tmp_path_factory.mktemp("tensorflow-2.20")
-    subprocess.run([uv, "venv", "-q", "--python", "3.11", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    done = subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *PACKAGES], check=False)
-    if done.returncode:
-        pytest.skip("TensorFlow 2.20 cannot be installed here")
-    return python
-
-
 @pytest.mark.slow
-def test_an_export_answers_the_same_in_plain_tensorflow_2_20(fn_args, tmp_path, plain_python):
+def test_an_export_answers_the_same_in_plain_tensorflow_2_20(fn_args, tmp_path, make_environment):
+    plain_python = make_environment(*PACKAGES)
     args = fn_args(pairs=True)
     run_fn(args)
     columns = {"text": HOSTILE, "text_pair": HOSTILE[::-1]}

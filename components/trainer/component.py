@@ -1,0 +1,74 @@
+"""TFX's Trainer with one more typed input: the encoder's pretrained weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfx import types
+from tfx.components.trainer import executor
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
+from tfx.types.component_spec import ChannelParameter
+from tfx.utils import json_utils
+
+from components.encoder.component import EncoderWeights
+
+
+class Executor(executor.GenericExecutor):
+    """Tells `run_fn` where the weights are: `custom_config["encoder_weights"]`, a folder."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        key = standard_component_specs.CUSTOM_CONFIG_KEY
+        config = json_utils.loads(exec_properties[key])
+        config["encoder_weights"] = artifact_utils.get_single_uri(input_dict["encoder_weights"])
+        inputs = {name: artifacts for name, artifacts in input_dict.items() if name != "encoder_weights"}
+        super().Do(inputs, output_dict, {**exec_properties, key: json_utils.dumps(config)})
+
+
+class PretrainedTrainerSpec(standard_component_specs.TrainerSpec):
+    """As TFX's Trainer, and the encoder's weights."""
+
+    INPUTS = {
+        **standard_component_specs.TrainerSpec.INPUTS,
+        "encoder_weights": ChannelParameter(type=EncoderWeights),
+    }
+
+
+class PretrainedTrainer(base_component.BaseComponent):
+    """TFX's Trainer for an encoder that starts from pretrained weights; outputs `model` and `model_run`."""
+
+    SPEC_CLASS = PretrainedTrainerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(
+        self,
+        *,
+        encoder_weights: types.BaseChannel,
+        examples: types.BaseChannel,
+        transform_graph: types.BaseChannel,
+        base_model: types.BaseChannel | None,
+        run_fn: str,
+        train_args: Any,
+        eval_args: Any,
+        custom_config: dict[str, Any],
+    ) -> None:
+        """Args: of TFX's Trainer, and `encoder_weights`, the output of `PretrainedWeights`."""
+        super().__init__(
+            PretrainedTrainerSpec(
+                encoder_weights=encoder_weights,
+                examples=examples,
+                transform_graph=transform_graph,
+                base_model=base_model,
+                run_fn=run_fn,
+                train_args=train_args,
+                eval_args=eval_args,
+                custom_config=json_utils.dumps(custom_config),
+                model=types.Channel(type=standard_artifacts.Model),
+                model_run=types.Channel(type=standard_artifacts.ModelRun),
+            )
+        )
