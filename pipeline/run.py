@@ -108,7 +108,7 @@ def _execute(
     seconds: dict[str, float] = {}
 
     def listen(step: str, event: str, elapsed: float) -> None:
-        if step not in STEPS and not step.startswith("examples_"):  # a resolver: it only looks something up
+        if step not in (*STEPS, "weights") and not step.startswith("examples_"):  # a resolver only looks something up
             return
         if event != "started":
             seconds[step] = round(elapsed, 2)
