@@ -11,6 +11,7 @@ SPEC = {
     "input_ids": tf.io.VarLenFeature(tf.int64),
     "segment_ids": tf.io.VarLenFeature(tf.int64),
     "key": tf.io.FixedLenFeature([], tf.int64),
+    "truncated": tf.io.FixedLenFeature([], tf.int64),
     "label": tf.io.FixedLenFeature([], tf.int64),
     "labels": tf.io.FixedLenFeature([2], tf.float32),
 }
@@ -30,7 +31,7 @@ def write(path, rows):
     with tf.io.TFRecordWriter(str(path), options="GZIP") as writer:
         for key, ids, segments, label in rows:
             features = {"key": ints([key]), "input_ids": ints(ids), "segment_ids": ints(segments)}
-            features |= {"label": ints([label])}
+            features |= {"label": ints([label]), "truncated": ints([int(key == 10)])}
             features["labels"] = tf.train.Feature(float_list=tf.train.FloatList(value=[label % 2, label // 2]))
             writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 
@@ -46,6 +47,7 @@ def test_examples_come_sorted_by_content_whatever_the_files(tmp_path):
     assert first.ids.tolist() == [1, 1, 2, 3, 5, 6, 7]
     assert first.segments.tolist() == [0, 0, 0, 1, 0, 0, 1]
     assert first.lengths.tolist() == [1, 1, 2, 3]
+    assert first.truncated == 2
     assert first.digest() == second.digest()
 
 
