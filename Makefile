@@ -1,7 +1,5 @@
 # Two commands: `make run` and `make test`. Each sets everything up first (.venv, see deploy/bootstrap); a second
 # set-up takes under two seconds.
-# Test files side by side, each whole in one process.
-SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG ?= pipeline/configs/default.toml
 ARGS ?=
 export PYTHONSAFEPATH = 1
@@ -15,12 +13,12 @@ run: setup
 	@.venv/bin/biobert-cnn run $(CONFIG) $(ARGS)
 
 test: setup
-	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+	@.venv/bin/python -m pytest $(ARGS)
 
 # Lint, types and the fast tests.
 check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . && .venv/bin/mypy
-	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
+	@.venv/bin/python -m pytest -m "not slow" $(ARGS)
 
 # A month of daily retraining with faults and kills, in about an hour: `make soak ARGS="--days 6 --kills 4"` is shorter.
 soak: setup

@@ -170,7 +170,6 @@ def test_settled_versions(serving: Path) -> None:
     assert [versions.is_settled(serving, number) for number in (1000, 1001, 1002)] == [False, True, True]
     push(serving.parent, "d", keep=1)
     assert states(serving) == {1003: "live", 1002: "rolled_back"}
-    assert [versions.is_known(serving, number) for number in (1000, 1001, 1002)] == [True, True, True]
     assert [versions.is_settled(serving, number) for number in (1000, 1001, 1002)] == [False, False, True]
     base_path.remove(serving, serving / ".rolled-back" / "1002")
     assert versions.is_settled(serving, 1002)
