@@ -262,7 +262,7 @@ def _find_files(path: Path, config: Config) -> None:
 
 def _check_encoder(path: Path, config: Config) -> None:
     """What would otherwise fail a minute into a run: the vocabulary's special tokens, the encoder's geometry."""
-    from components.encoder.config import read_geometry
+    from components.encoder.config import geometry_in_use
 
     try:
         tokens = config.vocab_file.read_text(encoding="utf-8").splitlines()
@@ -280,7 +280,7 @@ def _check_encoder(path: Path, config: Config) -> None:
             from components.encoder.sources import find_source
 
             find_source(config.encoder.weights)
-        geometry = read_geometry(config.encoder_config_file, config.encoder, len(tokens))
+        geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.tokenizer.max_length > geometry.max_position_embeddings:

@@ -111,10 +111,7 @@ def item_rows(item: Item, spec: UnlabelledSpec) -> Iterator[Row | BadRow]:
             break
     missing = [name for name in reader.unseen_columns if name not in spec.slices]
     if missing and not any(isinstance(row, Row) for row in held):
-        raise DataError(
-            f"{item.file.name}: no object has the key {missing[0]!r}; the first one has "
-            f"{parse.describe_columns(reader.keys)}. Name the right one in data.columns, or correct the file"
-        )
+        raise parse.missing_key(item.file.name, missing[0], reader.keys)
     yield from held
     yield from rows
 

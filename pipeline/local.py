@@ -15,6 +15,7 @@ from typing import Literal
 
 from tfx import types
 from tfx.dsl.compiler import compiler, constants
+from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.orchestration.local import runner_utils
@@ -25,6 +26,7 @@ from components.errors import PipelineError
 
 Event = Literal["started", "done", "cached", "failed"]
 Listener = Callable[[str, Event, float], None]
+_RESOLVER = f"{Resolver.__module__}.{Resolver.__name__}"  # as the compiler names the type of a node
 
 
 @dataclass
@@ -67,7 +69,8 @@ def run(
 
     Args:
       pipeline: from `pipeline.graph`.
-      listener: told of each node: its id, what happened, and seconds since it started.
+      listener: told of each step: its id, what happened, and seconds since it started. A resolver is no step: it
+        only looks something up.
       from_step, to_step: node ids; the steps before are taken from the last run.
 
     Raises:
@@ -93,7 +96,9 @@ def run(
         if node.pipeline_node.execution_options.HasField("skip"):
             continue
         began = time.monotonic()
-        listener(step, "started", 0.0)
+        is_resolver = node.pipeline_node.node_info.type.name == _RESOLVER
+        tell: Listener = (lambda *_: None) if is_resolver else listener
+        tell(step, "started", 0.0)
         try:
             if node.pipeline_node.execution_options.run.perform_snapshot:
                 with metadata.Metadata(connection) as handle:
@@ -108,7 +113,7 @@ def run(
             ).launch()
         except Exception as error:
             result.seconds[step] = time.monotonic() - began
-            listener(step, "failed", result.seconds[step])
+            tell(step, "failed", result.seconds[step])
             raise explain(step, error) from error
         result.seconds[step] = time.monotonic() - began
         # The launcher makes a temporary folder only for an execution that it really starts.
@@ -117,7 +122,7 @@ def run(
             # From MLMD: what the launcher hands back of a cached execution names folders that were never made.
             with metadata.Metadata(connection) as handle:
                 result.outputs[step] = dict(execution_lib.get_output_artifacts(handle, info.execution_id))
-        listener(step, "done" if ran else "cached", result.seconds[step])
+        tell(step, "done" if ran else "cached", result.seconds[step])
     return result
 
 

@@ -25,7 +25,6 @@ from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, code_revision, run_fingerprint
 from pipeline.outcome import outcome
 from pipeline.retraining import housekeeping
-from pipeline.steps import STEPS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +44,7 @@ def run(
 
     Args:
       config: validated.
-      from_step, to_step: node ids of `pipeline.graph.STEPS`, for a part of the graph.
+      from_step, to_step: node ids of `pipeline.steps.STEPS`, for a part of the graph.
       wait: wait for another run on the same root instead of being refused.
       force: run even when nothing has changed (unchanged steps still come from TFX's cache).
       trigger: what a schedule runs it for; kept in the record.
@@ -108,8 +107,6 @@ def _execute(
     seconds: dict[str, float] = {}
 
     def listen(step: str, event: str, elapsed: float) -> None:
-        if step not in (*STEPS, "weights") and not step.startswith("examples_"):  # a resolver only looks something up
-            return
         if event != "started":
             seconds[step] = round(elapsed, 2)
         display.step(step, event, elapsed)  # type: ignore[arg-type]

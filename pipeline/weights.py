@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from components.encoder.config import read_geometry
+from components.encoder.config import geometry_in_use
 from components.encoder.conversion import convert
 from components.errors import ConfigError
 from pipeline.config import Config
@@ -22,8 +22,7 @@ def print_weights(config: Config, output: Path | None, as_json: bool) -> None:
     name = config.encoder.weights
     if name is None:
         raise ConfigError("encoder.weights: the configuration names none; the encoder starts from random weights")
-    vocab_size = len(config.vocab_file.read_text(encoding="utf-8").splitlines())
-    geometry = read_geometry(config.encoder_config_file, config.encoder, vocab_size)
+    geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
     record = convert(name, geometry, config.vocab_file, output)
     if as_json:
         print(json.dumps(asdict(record) | {"output": str(output) if output else None}))

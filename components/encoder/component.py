@@ -11,7 +11,7 @@ from tfx.types import artifact, artifact_utils
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.config import EncoderConfig
-from components.encoder.config import read_geometry
+from components.encoder.config import geometry_in_use
 from components.encoder.conversion import convert
 
 
@@ -32,9 +32,7 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         config = json.loads(exec_properties["custom_config"])
         encoder = EncoderConfig.model_validate(config["encoder"])
-        with open(config["vocab_file"], "rb") as file:
-            vocab_size = sum(1 for _ in file)
-        geometry = read_geometry(config["encoder_config_file"], encoder, vocab_size)
+        geometry = geometry_in_use(config["encoder_config_file"], encoder, config["vocab_file"])
         weights = artifact_utils.get_single_instance(output_dict["weights"])
         record = convert(str(encoder.weights), geometry, config["vocab_file"], weights.uri)
         for name in ("sha256", "source_sha256", "source"):

@@ -95,6 +95,16 @@ def read_geometry(
     return geometry
 
 
+def geometry_in_use(config_file: str | Path, encoder: EncoderConfig, vocab_file: str | Path) -> BertGeometry:
+    """`read_geometry` for the vocabulary in use, a file of one token a line.
+
+    Raises:
+      CheckpointError, ConfigError: see `read_geometry`.
+    """
+    with open(vocab_file, "rb") as file:
+        return read_geometry(config_file, encoder, sum(1 for _ in file))
+
+
 def _refuse_unsupported(config_file: str | Path, raw: dict[str, Any]) -> None:
     for key, allowed in _SUPPORTED.items():
         value = raw.get(key)

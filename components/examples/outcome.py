@@ -93,11 +93,7 @@ def _check_keys(file: InputFile, summaries: list[dict[str, Any]]) -> None:
         return
     unseen = set.intersection(*(set(summary["unseen"]) for summary in with_objects))
     if unseen:
-        found = parse.describe_columns(with_objects[0]["keys"])
-        raise DataError(
-            f"{file.name}: the column {sorted(unseen)[0]!r} is missing: no object has it; keys of the first: "
-            f"{found}. Name the right one in data.columns, or correct the file"
-        )
+        raise parse.missing_key(file.name, sorted(unseen)[0], with_objects[0]["keys"])
 
 
 def check_bad_share(outcome: Outcome, max_bad_share: float, dead_letters: str) -> None:

@@ -127,6 +127,14 @@ def check_columns(columns: Sequence[str], spec: RowSpec, name: str) -> None:
             )
 
 
+def missing_key(name: str, key: str, first: Sequence[str]) -> DataError:
+    """The error of a JSONL file in which no object has a configured key; `first`: the keys of the first object."""
+    return DataError(
+        f"{name}: the column {key!r} is missing: no object has it; keys of the first: {describe_columns(first)}. "
+        "Name the right one in data.columns, or correct the file"
+    )
+
+
 def describe_columns(columns: Sequence[str]) -> str:
     """Column names for a message; what does not look like a name may be text of a file without a header."""
     names = [name for name in columns if len(name) <= 40 and len(name.split()) <= 4 and name.isprintable()]

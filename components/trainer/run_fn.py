@@ -18,7 +18,7 @@ import tensorflow_transform as tft
 from components.classifier.model import TextClassifier, build_classifier
 from components.config import EncoderConfig, HeadConfig, TrainingConfig
 from components.encoder.checkpoint import load_weights
-from components.encoder.config import BertGeometry, read_geometry
+from components.encoder.config import BertGeometry, geometry_in_use
 from components.encoder.conversion import read_record
 from components.errors import ConfigError
 from components.trainer import state
@@ -143,9 +143,7 @@ def _load_weights(model: TextClassifier, config: dict[str, Any]) -> dict[str, An
 
 
 def _geometry(config: dict[str, Any], encoder: EncoderConfig) -> BertGeometry:
-    with tf.io.gfile.GFile(config["vocab_file"], "rb") as file:
-        vocab_size = sum(1 for _ in file)
-    geometry = read_geometry(config["encoder_config_file"], encoder, vocab_size)
+    geometry = geometry_in_use(config["encoder_config_file"], encoder, config["vocab_file"])
     if config["max_length"] > geometry.max_position_embeddings:
         raise ConfigError(
             f"tokenizer.max_length: {config['max_length']} tokens, but the encoder has positions for "

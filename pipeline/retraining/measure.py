@@ -207,7 +207,6 @@ def _statistics(config: Config, rows: Iterable[Row]) -> Any:
     from components.statistics.derive import TextMeasurer
 
     measurer = TextMeasurer(str(config.vocab_file), config.tokenizer.lower_case)
-    feature = "labels" if config.task == "multilabel" else "label"
     labels: list[list[bytes]] = []
     measures: dict[str, list[Any]] = {}
     texts: list[bytes] = []
@@ -226,7 +225,7 @@ def _statistics(config: Config, rows: Iterable[Row]) -> Any:
     flush()
     if not labels:
         raise PipelineError("schedule.drift: the newest span has no good row to compare")
-    columns = {feature: pa.array(labels, pa.list_(pa.binary()))}
+    columns = {config.label_feature: pa.array(labels, pa.list_(pa.binary()))}
     offsets = pa.array(np.arange(len(labels) + 1, dtype=np.int32))
     for name, parts in measures.items():
         columns[name] = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
@@ -240,9 +239,8 @@ def _distances(config: Config, training: Any, kind: str, current: Any = None, se
 
     from components.validation.checks import with_comparators
 
-    feature = "labels" if config.task == "multilabel" else "label"
     bounds = ValidationConfig(label_drift=1.0, length_drift=1.0, length_skew=1.0)  # only what is measured is wanted
-    schema = with_comparators(tfdv.infer_schema(training), bounds, feature)
+    schema = with_comparators(tfdv.infer_schema(training), bounds, config.label_feature)
     compared = [item for item in schema.feature if item.HasField(f"{kind}_comparator")]
     kept = [type(item).FromString(item.SerializeToString()) for item in compared]
     del schema.feature[:]

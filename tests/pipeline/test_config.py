@@ -12,25 +12,6 @@ from pipeline.config import load_config
 
 SHIPPED = ("default", "pmc_rct_context", "ncbi_disease")
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
-MINIMAL = """
-task = "binary"
-labels = ["no", "yes"]
-[data]
-input = "rows"
-splits = { train = "train.csv", eval = "dev.csv" }
-[evaluation]
-split = "eval"
-"""
-
-
-@pytest.fixture
-def minimal(tmp_path: Path) -> Path:
-    (tmp_path / "rows").mkdir()
-    for name in ("train.csv", "dev.csv"):
-        (tmp_path / "rows" / name).write_text("text,label\na,yes\n")
-    path = tmp_path / "mine.toml"
-    path.write_text(MINIMAL)
-    return path
 
 
 def message(path: Path, *overrides: str) -> str:
@@ -148,7 +129,7 @@ def test_weights_are_found_from_the_configurations_folder(minimal: Path) -> None
     hub = "some/model@" + "0123456789" * 4
     (minimal.parent / "bert").mkdir()
     (minimal.parent / "bert" / "model.safetensors").write_bytes(b"")
-    minimal.write_text(MINIMAL + '[encoder]\nweights = "bert"\n')
+    minimal.write_text(minimal.read_text() + '[encoder]\nweights = "bert"\n')
     assert load_config(minimal).encoder.weights == str(minimal.parent / "bert")
     assert load_config(minimal, [f"encoder.weights={hub}"]).encoder.weights == hub
 

@@ -146,7 +146,9 @@ def test_wrong_file_is_named_before_tensorflow_is_imported(tmp_path: Path) -> No
 def test_key_that_no_object_has_is_one_error_and_a_missing_one_a_bad_row(toy: ModuleType, tmp_path: Path) -> None:
     toy.ToyModel().export(tmp_path / "serving" / "7")
     (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
-    with pytest.raises(DataError, match=r"in\.jsonl: no object has the key 'text'; the first one has 'body'"):
+    with pytest.raises(
+        DataError, match=r"in\.jsonl: the column 'text' is missing: no object has it; keys of the first: 'body'"
+    ):
         list(predict_file(tmp_path / "serving", tmp_path / "in.jsonl", data(columns=Columns(id="id"))))
     (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"text": "b"}\n')
     found = list(predict_file(tmp_path / "serving", tmp_path / "in.jsonl", data(columns=Columns(id="id"))))

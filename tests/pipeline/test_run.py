@@ -17,24 +17,11 @@ from pipeline.records import write_record
 from pipeline.summary import print_summary
 
 PROMISED = {"status", "version", "model_path", "metrics", "baseline", "gates", "seconds"}
-TOML = """
-task = "binary"
-labels = ["no", "yes"]
-[data]
-input = "rows"
-splits = { train = "train.csv", eval = "dev.csv" }
-[evaluation]
-split = "eval"
-"""
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    (tmp_path / "rows").mkdir()
-    for name in ("train.csv", "dev.csv"):
-        (tmp_path / "rows" / name).write_text("text,label\na,yes\n")
-    (tmp_path / "c.toml").write_text(TOML)
-    return load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/root"])
+def config(minimal: Path) -> Config:
+    return load_config(minimal, [f"paths.root={minimal.parent}/root"])
 
 
 def record(**values: object) -> dict:
@@ -52,13 +39,13 @@ def test_refusal_by_the_gates_holds_and_one_by_the_serving_check_is_looked_into_
 
 
 def test_failed_run_has_every_promised_key_and_names_its_step(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise StepError("data_gate", "the data was refused", DataError.exit_status, "DataError")
 
     monkeypatch.setattr(runs, "_prepare", fail)
-    done = CliRunner().invoke(app, ["run", str(tmp_path / "c.toml"), "--set", f"paths.root={config.root}", "--json"])
+    done = CliRunner().invoke(app, ["run", str(minimal), "--set", f"paths.root={config.root}", "--json"])
     assert done.exit_code == 1
     found = json.loads(done.stdout)
     assert found.keys() >= PROMISED
@@ -78,13 +65,13 @@ def test_wrong_configuration_is_a_json_object_too(tmp_path: Path) -> None:
 
 
 def test_unexpected_error_is_named_by_its_kind_alone(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ValueError("a text of a patient")
 
     monkeypatch.setattr(runs, "_prepare", fail)
-    done = CliRunner().invoke(app, ["run", str(tmp_path / "c.toml"), "--set", f"paths.root={config.root}", "--json"])
+    done = CliRunner().invoke(app, ["run", str(minimal), "--set", f"paths.root={config.root}", "--json"])
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"] == "ValueError"
     assert "patient" not in done.output

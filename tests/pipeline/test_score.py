@@ -300,7 +300,9 @@ def test_wrong_input_is_named(serving: Path, source: Path, tmp_path: Path) -> No
         score(serving, source, tmp_path / "out2", DATA)
     (source / "c.csv").rename(source / "c.jsonl")
     (source / "c.jsonl").write_text('{"body": "x"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl: no object has the key 'text'; the first one has 'body'"):
+    with pytest.raises(
+        DataError, match=r"c\.jsonl: the column 'text' is missing: no object has it; keys of the first: 'body'"
+    ):
         score(serving, source, tmp_path / "out2", DATA)
     (source / "c.jsonl").unlink()
     with pytest.raises(PushError, match="there is no version 5; there are 1000"):
