@@ -27,4 +27,4 @@ soak: setup
 # Resolve the environment anew, for all supported Pythons at once; hashes, no addresses.
 lock: setup
 	@.tools/venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-	  --extra pipeline --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt
+	  --extra pipeline --extra kfp --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt
