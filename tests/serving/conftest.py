@@ -120,19 +120,28 @@ def _export_tf2(path: Path, addend: float = 2.0) -> Path:
     return path
 
 
-def _export_text(path: Path, labels: tuple[str, ...] = ("short", "long"), pair: bool = False, multi: bool = False):
-    """A text classifier with this project's signatures: the more bytes, the more probable the last class."""
+def _export_text(
+    path: Path, labels: tuple[str, ...] = ("short", "long"), pair: bool = False, multi: bool = False, weight_mb: int = 0
+):
+    """A text classifier with this project's signatures: the more bytes, the more probable the last class.
+
+    `weight_mb` of zeros take part in the answer, so that a version that stays in memory shows.
+    """
     import tensorflow as tf
     import tensorflow_text as text_ops
 
     class Classifier(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = tf.Variable(tf.zeros([weight_mb * 2**18])) if weight_mb else tf.constant([0.0])
+
         def _probabilities(self, text, text_pair=None):
             # One op of TF Text, so that the server must have registered them.
             words = text_ops.WhitespaceTokenizer().tokenize(text)
             size = tf.cast(tf.strings.length(tf.strings.reduce_join(words, axis=-1)), tf.float32)
             if text_pair is not None:
                 size += tf.cast(tf.strings.length(text_pair), tf.float32)
-            share = size / (size + 10.0)
+            share = size / (size + 10.0 + self.weights[0])
             last = tf.range(len(labels)) == len(labels) - 1
             rest = (1.0 - share) / float(max(1, len(labels) - 1))
             return tf.where(last, share[:, None], rest[:, None])
