@@ -171,20 +171,34 @@ class HeadConfig(Section):
         return self
 
 
+class Stage(Section):
+    """A part of a training with a schedule of its own; it starts from the best weights of the parts before.
+
+    What is frozen runs as in inference, without dropout.
+    """
+
+    layers: Annotated[int, Field(ge=0)] | Literal["all"]  # encoder layers that learn, from the top; all: embeddings too
+    epochs: PositiveInt
+    learning_rate: PositiveFloat | None = None  # None: training.learning_rate
+    cache: bool = True  # the frozen layers' outputs are computed once, and kept on disk while the stage lasts
+
+
 class TrainingConfig(Section):
     """Optimisation: AdamW, warm-up then linear decay to zero, early stopping with the best weights kept."""
 
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 1e-3
-    warmup_share: Share = 0.1  # of all steps
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor of the rate for each layer further from the head
+    stages: tuple[Stage, ...] = ()  # one after the other, instead of `epochs` of everything at once
+    warmup_share: Share = 0.1  # of all steps; of a stage's, where there are stages
     decay: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # not on biases and norms
     clip_norm: PositiveFloat = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
     metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
-    patience: PositiveInt = 2  # epochs without a better metric
+    patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
     buckets: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths
     mixed_precision: bool = False  # bfloat16 on GPU, and on CPUs that have it
     checkpoint_steps: PositiveInt = 200  # a killed run goes on from the newest
@@ -196,6 +210,20 @@ class TrainingConfig(Section):
         if list(value) != sorted(set(value)):
             raise ValueError("buckets: lengths must grow")
         return value
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_thaw(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        layers = [float("inf") if stage.layers == "all" else stage.layers for stage in value]
+        if layers != sorted(layers):
+            raise ValueError("stages: each stage trains as many layers as the one before, or more")
+        return value
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> TrainingConfig:
+        if self.stages and self.epochs != type(self).model_fields["epochs"].default:
+            raise ValueError("epochs: every stage has its own; remove training.epochs or training.stages")
+        return self
 
 
 class ValidationConfig(Section):

@@ -263,6 +263,7 @@ def _find_files(path: Path, config: Config) -> None:
 def _check_encoder(path: Path, config: Config) -> None:
     """What would otherwise fail a minute into a run: the vocabulary's special tokens, the encoder's geometry."""
     from components.encoder.config import geometry_in_use
+    from components.trainer.options import check_options
 
     try:
         tokens = config.vocab_file.read_text(encoding="utf-8").splitlines()
@@ -281,6 +282,7 @@ def _check_encoder(path: Path, config: Config) -> None:
 
             find_source(config.encoder.weights)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
+        check_options(config.training, config.encoder, geometry)
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.tokenizer.max_length > geometry.max_position_embeddings:

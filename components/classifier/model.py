@@ -20,6 +20,7 @@ class TextClassifier(keras.Model):
 
     Call arguments:
       batch: a packed batch (`components.encoder.packing`).
+      frozen: see `components.encoder.bert.BertEncoder`.
 
     Returns:
       Logits, float32 [batch, outputs]: one output for a binary task, else one a label.
@@ -42,8 +43,8 @@ class TextClassifier(keras.Model):
         # float32 whatever the policy: probabilities from bfloat16 logits have two digits.
         self.output_dense = keras.layers.Dense(outputs, kernel_regularizer=regularizer, name="output", dtype="float32")
 
-    def call(self, batch: Batch, training: bool = False) -> Tensor:
-        x = self.encoder(batch, training=training)  # (T, H)
+    def call(self, batch: Batch, training: bool = False, frozen: int | None = None) -> Tensor:
+        x = self.encoder(batch, training=training, frozen=frozen)  # (T, H)
         x = self.dropout(self.head(x, batch, training=training), training=training)  # (B, F)
         if self.hidden is not None:
             x = self.hidden_dropout(self.hidden(x), training=training)

@@ -137,7 +137,9 @@ class BertEncoder(keras.layers.Layer):
     """Contextual token embeddings of a packed batch.
 
     Call arguments:
-      batch: see `components.encoder.packing`.
+      batch: see `components.encoder.packing`. With `hidden`, float [tokens, hidden_size], what `lower` gave for these
+        tokens, only the blocks above are computed.
+      frozen: the embeddings and so many blocks from the bottom run as in inference, without dropout; None: none.
 
     Returns:
       float [tokens, hidden_size], in the compute dtype of the layer's policy.
@@ -157,9 +159,22 @@ class BertEncoder(keras.layers.Layer):
         for block in self.blocks:
             block.build()
 
-    def call(self, batch: Batch, training: bool = False) -> Tensor:
+    def call(self, batch: Batch, training: bool = False, frozen: int | None = None) -> Tensor:
         place = layout(batch)
+        if "hidden" in batch:
+            x = ops.cast(batch["hidden"], self.compute_dtype)
+        else:
+            x = self._lower(batch, place, frozen or 0, training and frozen is None)
+        for block in self.blocks[frozen or 0 :]:
+            x = block(x, place, training=training)
+        return x
+
+    def lower(self, batch: Batch, blocks: int) -> Tensor:
+        """What the embeddings and so many blocks from the bottom give in inference, float [tokens, hidden_size]."""
+        return self._lower(batch, layout(batch), blocks, training=False)
+
+    def _lower(self, batch: Batch, place: Layout, blocks: int, training: bool) -> Tensor:
         x = self.embeddings(batch, place, training=training)
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             x = block(x, place, training=training)
         return x

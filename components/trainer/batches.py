@@ -30,6 +30,7 @@ class Examples:
       labels: int32 [examples], or float32 [examples, labels] for a multilabel task.
       keys: int64 [examples], hash of the text.
       truncated: how many of the texts lost tokens to the longest length.
+      hidden: float [tokens, features], what the encoder's frozen layers give for `ids`, or None.
       ends: int64 [examples], where each text ends in `ids`.
     """
 
@@ -39,6 +40,7 @@ class Examples:
     labels: np.ndarray
     keys: np.ndarray
     truncated: int = 0
+    hidden: np.ndarray | None = None
     ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,11 +51,17 @@ class Examples:
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The packed batch (`components.encoder.packing`) of the given examples, int [rows]."""
-        spans = [slice(self.ends[row] - self.lengths[row], self.ends[row]) for row in rows]
+        spans = self.spans(rows)
         packed = {"ids": np.concatenate([self.ids[s] for s in spans]), "row_lengths": self.lengths[rows]}
         if self.segments is not None:
             packed["segments"] = np.concatenate([self.segments[s] for s in spans])
+        if self.hidden is not None:
+            packed["hidden"] = np.concatenate([self.hidden[s] for s in spans])
         return packed
+
+    def spans(self, rows: np.ndarray) -> list[slice]:
+        """Where in `ids` the given examples stand."""
+        return [slice(self.ends[row] - self.lengths[row], self.ends[row]) for row in rows]
 
     def digest(self) -> str:
         """sha256 of the content, in hexadecimal."""

@@ -20,7 +20,7 @@ import tensorflow_text  # noqa: F401
 
 from components.classifier.model import TextClassifier, probabilities
 from components.config import Task
-from components.trainer.loop import batch_spec
+from components.trainer.steps import batch_spec
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Padded tokens answered at once: enough rows for the matrix products to run at full speed.

@@ -18,16 +18,21 @@ from components.config import TrainingConfig
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
-    """The rate of a step, from 0: linear warm-up, then linear or cosine decay to 0, or constant."""
+def learning_rate(step: int, steps: int, training: TrainingConfig, highest: float | None = None) -> float:
+    """The rate of a step, from 0: linear warm-up, then linear or cosine decay to 0, or constant.
+
+    Args:
+      highest: the rate after warm-up; None: `training.learning_rate`.
+    """
+    highest = training.learning_rate if highest is None else highest
     warmup = round(training.warmup_share * steps)
     if step < warmup:
-        return training.learning_rate * (step + 1) / warmup
+        return highest * (step + 1) / warmup
     if training.decay == "constant":
-        return training.learning_rate
+        return highest
     progress = (step - warmup) / max(1, steps - warmup)
     factor = 1 - progress if training.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return training.learning_rate * factor
+    return highest * factor
 
 
 class AdamW(tf.Module):
@@ -38,15 +43,23 @@ class AdamW(tf.Module):
         not decayed.
       weight_decay: share of a weight taken away a step, times the learning rate.
       clip_norm: greatest global norm of the gradients.
+      scales: factors of the learning rate (and so of the weight decay) by variable; None: 1 each.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], weight_decay: float, clip_norm: float) -> None:
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        weight_decay: float,
+        clip_norm: float,
+        scales: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(name="adamw")
+        self.scales = [1.0] * len(variables) if scales is None else list(scales)
         self.weight_decay = weight_decay
         self.clip_norm = clip_norm
-        self._targets = [variable.value for variable in variables]
+        self.targets = [variable.value for variable in variables]
         self._decayed = [_is_decayed(variable) for variable in variables]
-        zeros = [tf.zeros(v.shape, v.dtype) for v in self._targets]
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.targets]
         self._m = [tf.Variable(z, trainable=False) for z in zeros]
         self._v = [tf.Variable(z, trainable=False) for z in zeros]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -72,12 +85,13 @@ class AdamW(tf.Module):
     def _update_all(self, strategy: tf.distribute.Strategy, gradients, rate) -> None:
         step = strategy.extended.update(self.step, lambda step: step.assign_add(1), group=False)
         with tf.control_dependencies(strategy.experimental_local_results(step)):
-            for n, (target, gradient) in enumerate(zip(self._targets, gradients, strict=True)):
+            for n, (target, gradient) in enumerate(zip(self.targets, gradients, strict=True)):
                 decay = self.weight_decay if self._decayed[n] else 0.0
+                own_rate = rate if self.scales[n] == 1.0 else rate * self.scales[n]
                 strategy.extended.update(
                     target,
                     lambda w, g, m, v, t, r, decay=decay: _update(w, g, m, v, t, r, decay),
-                    args=(gradient, self._m[n], self._v[n], self.step, rate),
+                    args=(gradient, self._m[n], self._v[n], self.step, own_rate),
                     group=False,
                 )
 

@@ -25,9 +25,11 @@ from components.trainer import state
 from components.trainer.batches import Examples, read_examples
 from components.trainer.export import TransformGraph, export
 from components.trainer.hardware import choose_strategy, has_bfloat16
-from components.trainer.loop import Loop, make_predict_step, predict
+from components.trainer.loop import Loop
 from components.trainer.losses import class_weights
 from components.trainer.metrics import scores, tune_thresholds
+from components.trainer.options import check_options
+from components.trainer.steps import make_predict_step, predict
 from components.trainer.warm_start import warm_start
 
 _CHECK_EXAMPLES = 64
@@ -116,6 +118,7 @@ def run_fn(fn_args: Any) -> None:
 def _build(config: dict[str, Any], policy: str) -> TextClassifier:
     encoder = EncoderConfig.model_validate(config["encoder"])
     geometry = _geometry(config, encoder)
+    check_options(TrainingConfig.model_validate(config["training"]), encoder, geometry)
     return build_classifier(
         geometry,
         HeadConfig.model_validate(config["head"]),

@@ -1,9 +1,11 @@
 """Small data, transformed by the real Transform function, in the layout that TFX's Trainer is given."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from components import progress
 from components.config import EncoderConfig, HeadConfig, TrainingConfig
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
@@ -122,3 +124,73 @@ def fn_args(make_fn_args, tmp_path):
         return make_fn_args(folder, task, pairs, **sections)
 
     return make
+
+
+class Cut(Exception):
+    """In the place of a kill: nothing after the reported step is done."""
+
+
+@pytest.fixture(scope="session")
+def tiny_loop():
+    """A function (folder, ...) that gives a Loop of a two-layer encoder on 40 made-up texts, 5 steps an epoch; further
+    keyword arguments are of the training.
+
+    Loops of the same folder share their checkpoints; every one starts from the same random weights.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from components.classifier.model import build_classifier
+    from components.encoder.config import BertGeometry
+    from components.trainer.batches import Examples
+    from components.trainer.loop import Loop
+
+    def examples(count: int, seed: int) -> Examples:
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(2, 13, count).astype(np.int32)
+        labels = rng.integers(0, 3, count).astype(np.int32)
+        # the first token tells the label
+        ids = np.concatenate([[label, *rng.integers(3, 20, n - 1)] for n, label in zip(lengths, labels, strict=True)])
+        return Examples(ids.astype(np.int32), None, lengths, labels, np.arange(count))
+
+    def make(folder: Path, policy="float32", dropout=0.2, head=None, layers=2, prepare=None, **training):
+        settings = {"batch_size": 8, "learning_rate": 0.01, "checkpoint_steps": 2, "buckets": (6, 12)}
+        geometry = BertGeometry(
+            vocab_size=20, hidden_size=8, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=12,
+            max_position_embeddings=16, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        )  # fmt: skip
+        keras.utils.set_random_seed(1)
+        config = HeadConfig(**({"widths": (2,), "filters": (4,), "dropout": dropout} | (head or {})))
+        model = build_classifier(geometry, config, "multiclass", 3, False, 16, policy)
+        if prepare is not None:
+            prepare(model)
+        return Loop(
+            model, examples(40, 0), examples(20, 1), "multiclass", TrainingConfig(**(settings | training)), None,
+            tf.distribute.get_strategy(), str(folder / "checkpoint"), str(folder / "logs"),
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """Every step is reported."""
+    from components.trainer import loop
+
+    monkeypatch.setattr(loop, "_REPORT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def cut_at(every_step):
+    """A function that runs a loop until it reports so many steps."""
+
+    def run(loop, step: int) -> None:
+        def stop(_, values):
+            if values["step"] >= step:
+                raise Cut
+
+        with pytest.raises(Cut), progress.listening(stop):
+            loop.run()
+
+    return run

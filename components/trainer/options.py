@@ -1,0 +1,27 @@
+"""Whether the training's options fit the encoder; imports nothing heavy, so that a mistake is told at once."""
+
+from __future__ import annotations
+
+from components.config import EncoderConfig, TrainingConfig
+from components.encoder.config import BertGeometry
+from components.errors import ConfigError
+
+
+def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: BertGeometry) -> None:
+    """Refuses options that could not act as they say.
+
+    Raises:
+      ConfigError: naming the option, and what to change.
+    """
+    if not encoder.trainable:
+        for name, used in (("stages", bool(training.stages)), ("layer_decay", training.layer_decay < 1)):
+            if used:
+                raise ConfigError(
+                    f"training.{name}: is about the encoder's learning, but encoder.trainable is false; remove one"
+                )
+    for number, stage in enumerate(training.stages, 1):
+        if stage.layers != "all" and stage.layers > geometry.num_hidden_layers:
+            raise ConfigError(
+                f"training.stages: stage {number} trains {stage.layers} layers, but the encoder has "
+                f'{geometry.num_hidden_layers}; write layers = "all" for all of them and the embeddings'
+            )
