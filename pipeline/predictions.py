@@ -50,10 +50,11 @@ def score_files(
     as_json: bool,
 ) -> None:
     """Scores files by Beam and prints the manifest's counts."""
+    from pipeline.beam import beam_arguments
     from pipeline.score import IN_PROCESS, score
 
     # One process with TensorFlow on all cores is the fastest on one machine, whatever the size.
-    arguments = config.beam.pipeline_args or IN_PROCESS
+    arguments = beam_arguments(config.beam, input_bytes=0) if config.beam.pipeline_args else IN_PROCESS
     manifest = score(
         config.serving_dir, source, output, config.data, version=version, format=format, beam_pipeline_args=arguments
     )

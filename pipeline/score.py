@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 DEAD_LETTERS = "dead_letters.jsonl"
 # Small enough that little is lost by a kill, large enough that files do not pile up.
 ITEM_BYTES = 1 << 20
-IN_PROCESS = ("--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+IN_PROCESS = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 
 
 def score(

@@ -335,7 +335,7 @@ def test_rows_held_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_worker_processes_give_the_same_bytes_and_the_same_errors(
     toy: ModuleType, serving: Path, source: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    arguments = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     score(serving, source, tmp_path / "one", DATA, item_bytes=ITEM)
     score(serving, source, tmp_path / "many", DATA, item_bytes=ITEM, beam_pipeline_args=arguments)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
