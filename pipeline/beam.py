@@ -46,3 +46,10 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
         raise ConfigError(f"beam.pipeline_args: {error}") from None
     if unknown and not given.job_endpoint and given.runner not in ("PortableRunner", "FlinkRunner", "SparkRunner"):
         raise ConfigError(f"beam.pipeline_args: Beam knows no {unknown[0].partition('=')[0]}")
+
+
+def runs_here(arguments: Sequence[str]) -> bool:
+    """Whether Beam's workers share the files and folders of the process that starts them."""
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in arguments)
+    local = flags.get("runner", "DirectRunner") in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
+    return local or flags.get("environment_type") == "LOOPBACK"

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from components import config as sections
 from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
+from pipeline.kubeflow.config import KubeflowConfig
 from pipeline.retraining import config as retraining
 
 SHIPPED = Path(__file__).parent / "data"
@@ -45,6 +46,7 @@ class Config(sections.Section):
     retention: retraining.RetentionConfig = retraining.RetentionConfig()
     notify: retraining.NotifyConfig = retraining.NotifyConfig()
     watch: retraining.WatchConfig = retraining.WatchConfig()
+    kubeflow: KubeflowConfig = KubeflowConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
@@ -86,8 +88,8 @@ class Config(sections.Section):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """As JSON values, without the sections that decide when to run and whom to tell, and nothing of the result."""
-        return self.model_dump(mode="json", exclude={"schedule", "retention", "notify", "watch"})
+        """As JSON values, without the sections that decide nothing of the result: when, where and for whom to run."""
+        return self.model_dump(mode="json", exclude={"schedule", "retention", "notify", "watch", "kubeflow"})
 
     @property
     def label_column(self) -> str:
@@ -147,15 +149,38 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     raw.setdefault("name", path.stem)
     # Where a relative path starts is settled before an override may replace it.
     _rebase(raw, path.absolute().parent)
-    for override in overrides:
-        _override(raw, override)
-    _rebase(raw, Path.cwd())
+    return read_values(path, raw, overrides)
+
+
+def read_values(source: str | Path, values: dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Validates a configuration that is values already; relative paths start from the working directory.
+
+    Args:
+      source: what messages name as the place of a mistake.
+      values: by section; overrides are written into it.
+      overrides: as in `load_config`.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
+    override_values(values, overrides)
+    _rebase(values, Path.cwd())
     try:
-        config = Config.model_validate(raw)
+        config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
-    _check_files(path, config)
+        raise ConfigError(_explain(Path(source), error)) from None
+    _check_files(Path(source), config)
     return config
+
+
+def override_values(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> None:
+    """Writes `key.subkey=value` each into a configuration's values.
+
+    Raises:
+      ConfigError: one of them is no override.
+    """
+    for override in overrides:
+        _override(values, override)
 
 
 _INPUT_PATHS = (

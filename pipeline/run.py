@@ -166,15 +166,19 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.status("starting TensorFlow, Beam and TFX"):
         from pipeline.graph import create_pipeline
-    facts = {
+    refused = sum(map(_serving_refused, records.read_records(config.root)))
+    return create_pipeline(config, run_facts(config, fingerprint), refused)
+
+
+def run_facts(config: Config, fingerprint: str) -> dict[str, Any]:
+    """What a version's lineage says of the run that made it, beside the artifacts."""
+    return {
         "name": config.name,
         "fingerprint": fingerprint,
         "code": code_fingerprint(),
         "revision": code_revision(),
         "configuration": config.decisive(),
     }
-    refused = sum(map(_serving_refused, records.read_records(config.root)))
-    return create_pipeline(config, facts, refused)
 
 
 def to_json(record: dict[str, Any]) -> str:

@@ -97,10 +97,10 @@ class Project:
         settings = [f"paths.root={self.root}", *overrides]
         return [*arguments, str(self.config), *(part for value in settings for part in ("--set", value))]
 
-    def start(self, argv: list[str]) -> int:
-        """Starts a command in the warm process; returns its process id."""
+    def start(self, argv: list[str], **request: object) -> int:
+        """Starts a command in the warm process; returns its process id. `request`: see warm.py."""
         request = {"argv": argv, "cwd": str(self.folder), "stdout": str(self.folder / "out"),
-                   "stderr": str(self.folder / "err")}  # fmt: skip
+                   "stderr": str(self.folder / "err"), **request}  # fmt: skip
         for name in ("out", "err"):
             (self.folder / name).write_text("")
         self._warm.stdin.write(json.dumps(request) + "\n")

@@ -1,14 +1,17 @@
 """Runs command lines in forks of one process that has imported TFX already, for TFX takes long to import.
 
 Reads one JSON request a line, `{"argv": […], "cwd": …, "stdout": path, "stderr": path}`; answers `pid N` when the
-child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess).
+child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess). With "module" in
+it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's.
 """
 
 import json
 import os
+import runpy
 import sys
 
 import pipeline.graph
+import pipeline.kubeflow.step
 import pipeline.local  # noqa: F401
 from pipeline.cli import app
 
@@ -20,8 +23,13 @@ def run_child(request: dict) -> None:
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, target)
     status = 70
+    os.environ.update(request.get("environment", {}))
     try:
-        app(request["argv"], standalone_mode=True)
+        if "module" in request:
+            sys.argv = [request["module"], *request["argv"]]
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        else:
+            app(request["argv"], standalone_mode=True)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     finally:
