@@ -188,6 +188,7 @@ class TrainingConfig(Section):
 
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 32
+    accumulate_steps: PositiveInt = 1  # batches whose gradients make one step, as one batch of all their texts would
     learning_rate: PositiveFloat = 1e-3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor of the rate for each layer further from the head
     stages: tuple[Stage, ...] = ()  # one after the other, instead of `epochs` of everything at once
@@ -195,7 +196,9 @@ class TrainingConfig(Section):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # not on biases and norms
     clip_norm: PositiveFloat = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # above 0: the model is the moving average of the weights
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0: focal loss, where the easy counts less
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
     metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
     patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
@@ -223,6 +226,8 @@ class TrainingConfig(Section):
     def _options_fit_together(self) -> TrainingConfig:
         if self.stages and self.epochs != type(self).model_fields["epochs"].default:
             raise ValueError("epochs: every stage has its own; remove training.epochs or training.stages")
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("focal_gamma: a focal loss has hard targets; set label_smoothing or focal_gamma to 0")
         return self
 
 

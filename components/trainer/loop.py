@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from components.config import Task, TrainingConfig
 from components.errors import PipelineError
 from components.progress import report
 from components.trainer import state
+from components.trainer.average import MovingAverage
 from components.trainer.batches import Examples, plan_epoch
 from components.trainer.hidden import remove_hidden, with_hidden
 from components.trainer.metrics import scores, tune_thresholds
@@ -31,9 +33,9 @@ class Progress:
 
     Attributes:
       epoch: the epoch under way, from 0, over all stages.
-      step: batches done in it.
+      step: steps done in it.
       stage, stage_start: the stage under way, from 0, and its first epoch.
-      loss_sum: sum of its batches' losses.
+      loss_sum: sum of its steps' losses.
       seconds: trained so far, over all tries.
       best, best_epoch: the early-stopping metric's best value so far, and its epoch; -1 before any.
       history: one entry an epoch: loss, metrics of the evaluation split, texts per second, seconds.
@@ -105,7 +107,7 @@ class Loop:
         with writer.as_default():
             while now.stage < len(self.stages):
                 self._begin_stage(kept)
-                kept = []
+                kept = {}
                 while now.epoch < now.stage_start + self.stage.epochs and not self._is_exhausted():
                     self._train_epoch()
                     self._end_epoch()
@@ -118,8 +120,8 @@ class Loop:
 
     # === One stage ===
 
-    def _begin_stage(self, kept: list[np.ndarray]) -> None:
-        """Sets up what learns; `kept` is the optimiser's state where the stage goes on from a checkpoint."""
+    def _begin_stage(self, kept: dict[str, list[np.ndarray]]) -> None:
+        """Sets up what learns; `kept` is its state where the stage goes on from a checkpoint."""
         training, now = self.training, self.progress
         self.stage = self.stages[now.stage]
         frozen = frozen_blocks(self.stage, len(self.model.encoder.blocks))
@@ -127,11 +129,12 @@ class Loop:
         with self.strategy.scope():
             scales = rate_scales(self.model, variables, training.layer_decay)
             self.optimizer = AdamW(variables, training.weight_decay, training.clip_norm, scales)
-        if kept:
-            self._assign(self.optimizer.state, kept)
+            self.average = MovingAverage(variables, training.ema_decay) if training.ema_decay else None
+        for name, values in kept.items():
+            self._assign(self._state()[name], values)
         train, self._evaluation = (self._hidden(split, frozen) for split in ("train", "eval"))
         self._train_step = TrainStep(
-            self.model, self.optimizer, train, self.task, training, self.weights, self.strategy, frozen
+            self.model, self.optimizer, train, self.task, training, self.weights, self.strategy, frozen, self.average
         )
         self._predict_step = make_predict_step(self.model, self.task, frozen)
         # What early stopping may still cut short is counted as if it did not.
@@ -158,21 +161,21 @@ class Loop:
 
     def _train_epoch(self) -> None:
         now = self.progress
-        batches = self._plan(now.epoch)
+        steps = self._plan(now.epoch)
         before = (now.epoch - now.stage_start) * self.steps
         of_stage = self.stage.epochs * self.steps
         started = reported = time.monotonic()
         base, base_step = now.epoch_seconds, now.step
         losses: list[tf.Tensor] = []
-        for rows in batches[now.step :]:
+        for batches in steps[now.step :]:
             rate = learning_rate(before + now.step, of_stage, self.training, self.stage.learning_rate)
-            losses.append(self._train_step(rows, rate))
+            losses.append(self._train_step(batches, rate))
             now.step += 1
             clock = time.monotonic()
-            due = now.step % self.training.checkpoint_steps == 0 and now.step < len(batches)
-            if now.step % _LOG_STEPS == 0 or due or now.step == len(batches):
+            due = now.step % self.training.checkpoint_steps == 0 and now.step < len(steps)
+            if now.step % _LOG_STEPS == 0 or due or now.step == len(steps):
                 self._collect(losses, rate)
-            if clock - reported >= _REPORT_SECONDS or now.step == len(batches):
+            if clock - reported >= _REPORT_SECONDS or now.step == len(steps):
                 reported = clock
                 self._report((now.step - base_step) / max(clock - started, 1e-9))
             if due:
@@ -210,16 +213,20 @@ class Loop:
             steps=self.total,
             loss=now.loss_sum / max(now.step, 1),
             **metric,
-            texts_per_s=steps_per_s * self.training.batch_size,
+            texts_per_s=steps_per_s * len(self.train) / self.steps,
             seconds_left=(self.total - done) / max(steps_per_s, 1e-9),
         )
 
     def _end_epoch(self) -> None:
         now, name = self.progress, self.training.metric
         started = time.monotonic()
-        predicted = predict(self._predict_step, self._evaluation)
-        thresholds = tune_thresholds(predicted, self.evaluation.labels) if self.task == "multilabel" else None
-        found = scores(predicted, self.evaluation.labels, self.task, thresholds)
+        with self.average.applied() if self.average else nullcontext():
+            predicted = predict(self._predict_step, self._evaluation)
+            thresholds = tune_thresholds(predicted, self.evaluation.labels) if self.task == "multilabel" else None
+            found = scores(predicted, self.evaluation.labels, self.task, thresholds)
+            if found[name] > now.best:
+                now.best, now.best_epoch = found[name], now.epoch
+                self.best_weights = _arrays(self.model.variables)
         now.seconds += now.epoch_seconds + time.monotonic() - started
         entry = {"epoch": now.epoch + 1, "loss": now.loss_sum / self.steps, **found}
         entry |= {"texts_per_s": len(self.train) / max(now.epoch_seconds, 1e-9), "seconds": now.epoch_seconds}
@@ -228,35 +235,39 @@ class Loop:
         now.history.append(entry)
         for key, value in {"loss": entry["loss"], **found}.items():
             _scalar(f"epoch/{key}", value, now.epoch + 1)
-        if found[name] > now.best:
-            now.best, now.best_epoch = found[name], now.epoch
-            self.best_weights = _arrays(self.model.variables)
-        self._report(entry["texts_per_s"] / self.training.batch_size)
+        self._report(self.steps / max(now.epoch_seconds, 1e-9))
         now.epoch, now.step, now.loss_sum, now.epoch_seconds = now.epoch + 1, 0, 0.0, 0.0
         self._save()
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
+    def _plan(self, epoch: int) -> list[list[np.ndarray]]:
+        """The steps of an epoch, each of one batch or several."""
         training = self.training
-        return plan_epoch(self.train.lengths, training.batch_size, training.seed, epoch, self.buckets)
+        batches = plan_epoch(self.train.lengths, training.batch_size, training.seed, epoch, self.buckets)
+        count = training.accumulate_steps
+        return [batches[start : start + count] for start in range(0, len(batches), count)]
 
     # === Checkpoints ===
 
     def _save(self, between_stages: bool = False) -> None:
         groups = {"model": _arrays(self.model.variables), "best": self.best_weights}
         if not between_stages:  # the next stage's optimiser begins anew
-            groups["optimizer"] = _arrays(self.optimizer.state)
+            groups |= {name: _arrays(variables) for name, variables in self._state().items()}
         state.save(self.checkpoint_dir, groups, asdict(self.progress))
 
-    def _restore(self) -> list[np.ndarray]:
-        """Takes up a checkpoint, and returns the optimiser's state in it."""
+    def _state(self) -> dict[str, list[tf.Variable]]:
+        """What a stage keeps beside the model, by name."""
+        return {"optimizer": self.optimizer.state} | ({"average": self.average.state} if self.average else {})
+
+    def _restore(self) -> dict[str, list[np.ndarray]]:
+        """Takes up a checkpoint, and returns what belongs to the stage in it."""
         found = state.load(self.checkpoint_dir)
         if found is None:
-            return []
+            return {}
         groups, progress = found
         self.progress = Progress(**progress)
-        self._assign(self.model.variables, groups["model"])
-        self.best_weights = groups.get("best", [])
-        return groups.get("optimizer", [])
+        self._assign(self.model.variables, groups.pop("model"))
+        self.best_weights = groups.pop("best", [])
+        return groups
 
     @staticmethod
     def _assign(variables: list[Any], arrays: list[np.ndarray]) -> None:

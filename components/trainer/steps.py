@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,17 @@ import tensorflow as tf
 
 from components.classifier.model import TextClassifier, probabilities
 from components.config import Task, TrainingConfig
+from components.trainer.average import MovingAverage
 from components.trainer.batches import Examples, plan_prediction
 from components.trainer.losses import example_losses
 from components.trainer.optimizer import AdamW
 
 
 class TrainStep:
-    """One step of the optimiser on a batch, divided among the strategy's replicas.
+    """One step of the optimiser on one batch or several, each divided among the strategy's replicas.
+
+    Several batches give the gradient that one of all their texts would give (but for statistics of the batch), in the
+    memory that one of them needs. Keras's `gradient_accumulation_steps` would keep it in variables, dense.
 
     Args:
       model, optimizer: made in the strategy's scope; the optimiser's variables are those that learn.
@@ -25,6 +29,7 @@ class TrainStep:
       weights: of `losses.class_weights`.
       strategy: where replicas run.
       frozen: see `components.encoder.bert.BertEncoder`.
+      average: of the weights, brought up to date after the step.
     """
 
     def __init__(
@@ -37,53 +42,67 @@ class TrainStep:
         weights: np.ndarray | None,
         strategy: tf.distribute.Strategy,
         frozen: int | None = None,
+        average: MovingAverage | None = None,
     ) -> None:
         self.examples = examples
         self.strategy = strategy
         self.replicas = replicas = strategy.num_replicas_in_sync
+        self.count = count = training.accumulate_steps
 
-        def replica_step(inputs: Any, share: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        def gradients_of(inputs: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
             batch, truth = inputs
             with tf.GradientTape() as tape:
                 logits = model(batch, training=True, frozen=frozen)
-                loss = tf.reduce_sum(example_losses(logits, truth, task, training.label_smoothing, weights)) * share
-                # gradients are summed over replicas, so each adds its part of the penalty
-                total = loss + tf.add_n(model.losses) / replicas if model.losses else loss
-            optimizer.apply(tape.gradient(total, optimizer.targets), rate)
+                losses = example_losses(logits, truth, task, training.label_smoothing, weights, training.focal_gamma)
+                loss = tf.reduce_sum(losses) * share
+                # gradients are summed over replicas and batches, so each adds its part of the penalty
+                total = loss + tf.add_n(model.losses) / (replicas * count) if model.losses else loss
+            return loss, tape.gradient(total, optimizer.targets)
+
+        def replica_step(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
+            loss, gradients = gradients_of(*parts[0]) if count == 1 else _accumulated(gradients_of, parts)
+            optimizer.apply(gradients, rate)
+            if average is not None:
+                average.update(optimizer.step)
             return loss
 
         # Over replicas the shapes come as PerReplica values, which have no signature to write down.
         signature = {"input_signature": self._signature()} if replicas == 1 else {"reduce_retracing": True}
 
         @tf.function(**signature, autograph=False)
-        def compiled(inputs: Any, share: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        def compiled(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
             if replicas == 1:
-                return replica_step(inputs, share, rate)
-            losses = strategy.run(replica_step, args=(inputs, share, rate))
+                return replica_step(parts, rate)
+            losses = strategy.run(replica_step, args=(parts, rate))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
         self.compiled = compiled
 
-    def __call__(self, rows: np.ndarray, rate: float) -> tf.Tensor:
-        """The loss, float32 scalar, of the examples int [rows] before the step.
+    def __call__(self, batches: Sequence[np.ndarray], rate: float) -> tf.Tensor:
+        """The mean loss, float32 scalar, of the examples of `batches`, each int [rows], before the step.
 
         Args:
+          batches: at most `training.accumulate_steps`.
           rate: learning rate.
         """
-        share = np.float32(1 / len(rows))
+        if len(batches) < self.count:  # the last step of an epoch
+            batches = np.array_split(np.concatenate(batches), self.count)
+        share = np.float32(1 / sum(len(rows) for rows in batches))
+        # Where there are fewer texts than parts, some have the first text again, with weight 0.
+        split = [np.array_split(rows, self.replicas) for rows in batches]
+        parts = [
+            [
+                (self._inputs(rows if len(rows) else batches[0][:1]), share if len(rows) else np.float32(0))
+                for rows in of_replica
+            ]
+            for of_replica in zip(*split, strict=True)
+        ]
         if self.replicas == 1:
-            return self.compiled(self._inputs(rows), share, np.float32(rate))
-        # A batch smaller than the number of replicas gives some the first text again, with weight 0.
-        parts = np.array_split(rows, self.replicas)
-        inputs = [self._inputs(part if len(part) else rows[:1]) for part in parts]
-        shares = [share if len(part) else np.float32(0) for part in parts]
+            return self.compiled(parts[0], np.float32(rate))
         per_replica = self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.nest.map_structure(
-                tf.convert_to_tensor,
-                (inputs[context.replica_id_in_sync_group], shares[context.replica_id_in_sync_group]),
-            )
+            lambda context: tf.nest.map_structure(tf.convert_to_tensor, parts[context.replica_id_in_sync_group])
         )
-        return self.compiled(*per_replica, np.float32(rate))
+        return self.compiled(per_replica, np.float32(rate))
 
     def _inputs(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         return self.examples.batch(rows), self.examples.labels[rows]
@@ -95,7 +114,29 @@ class TrainStep:
             batch["hidden"] = tf.TensorSpec([None, hidden.shape[1]], tf.as_dtype(hidden.dtype), "hidden")
         truth = tf.TensorSpec([None, *labels.shape[1:]], labels.dtype)
         scalar = tf.TensorSpec([], tf.float32)
-        return [(batch, truth), scalar, scalar]
+        return [[((batch, truth), scalar)] * self.count, scalar]
+
+
+def _accumulated(gradients_of: Callable[..., Any], parts: Sequence[Any]) -> tuple[tf.Tensor, list[Any]]:
+    """Losses and gradients summed over batches, one batch after the other."""
+    compiled = tf.function(gradients_of, reduce_retracing=True, autograph=False)
+    losses: list[tf.Tensor] = []
+    sums: list[Any] = []
+    for part in parts:
+        with tf.control_dependencies(tf.nest.flatten(sums, expand_composites=True)):
+            loss, gradients = compiled(*part)
+        losses.append(loss)
+        sums = [_add(a, b) for a, b in zip(sums, gradients, strict=True)] if sums else gradients
+    return tf.add_n(losses), sums
+
+
+def _add(first: Any, second: Any) -> Any:
+    """The sum of two gradients of one variable; rows of an embedding stay rows."""
+    if not isinstance(first, tf.IndexedSlices):
+        return first + second
+    values = tf.concat([first.values, second.values], 0)
+    indices = tf.concat([first.indices, second.indices], 0)
+    return tf.IndexedSlices(values, indices, first.dense_shape)
 
 
 def batch_spec(pairs: bool) -> dict[str, tf.TensorSpec]:

@@ -1,7 +1,9 @@
 """Losses and class weights, by hand."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from components.trainer.losses import class_weights, example_losses
@@ -53,6 +55,40 @@ def test_extreme_logits_stay_finite(task):
     logits = np.array([[1e4], [-1e4]], np.float32)
     truth = np.array([0, 1]) if task == "binary" else np.array([[0.0], [1.0]])
     assert losses(logits, truth, task).tolist() == [1e4, 1e4]
+
+
+def test_focus_multiplies_by_what_is_missing_from_one():
+    p = np.array([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
+    weights = np.array([3.0, 1.0, 1.0], np.float32)
+    found = losses(np.log(p).astype(np.float32), np.array([2, 0]), "multiclass", weights=weights, focal_gamma=2.0)
+    np.testing.assert_allclose(found, [-np.log(0.5) * 0.5**2, -3 * np.log(0.1) * 0.9**2], rtol=1e-5)
+    logits = np.array([[2.0], [-1.0]], np.float32)
+    q = 1 / (1 + np.exp([-2.0, -1.0]))  # of what is true, the positive label and the negative one
+    found = losses(logits, np.array([1, 0]), "binary", focal_gamma=0.5)
+    np.testing.assert_allclose(found, -np.log(q) * (1 - q) ** 0.5, rtol=1e-5)
+
+
+def test_focus_is_that_of_keras_losses():
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(size=(6, 3)).astype(np.float32) * 2, rng.integers(0, 3, 6)
+    theirs = keras.losses.categorical_focal_crossentropy(
+        np.eye(3)[truth], logits, alpha=1.0, gamma=2.0, from_logits=True
+    )
+    np.testing.assert_allclose(losses(logits, truth, "multiclass", focal_gamma=2.0), theirs, rtol=1e-4)
+    hot = (rng.random((6, 3)) > 0.5).astype(np.float32)
+    theirs = keras.losses.binary_focal_crossentropy(hot, logits, gamma=2.0, from_logits=True)
+    np.testing.assert_allclose(losses(logits, hot, "multilabel", focal_gamma=2.0), theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("gamma", "logit"), [(0.5, 1e4), (2.0, -1e4), (0.5, 20.0), (2.0, 0.0)])
+def test_focused_gradients_are_finite_and_the_most_wrong_still_pull(gamma, logit):
+    logits = tf.constant([[logit, 0.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = example_losses(logits, np.array([1]), "multiclass", focal_gamma=gamma)
+    gradient = tape.gradient(loss, logits).numpy()
+    assert np.isfinite(gradient).all()
+    assert (gradient[0, 0] > 0.1) == (logit > -1)
 
 
 def test_balanced_weights_are_inverse_to_frequency_and_one_on_average():

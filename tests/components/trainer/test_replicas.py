@@ -19,7 +19,7 @@ from components.encoder.config import BertGeometry
 from components.trainer.batches import Examples
 from components.trainer.loop import Loop
 
-replicas, folder, dropout = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+replicas, folder, dropout, options = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), json.loads(sys.argv[4])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if replicas == 2 else tf.distribute.get_strategy()
@@ -34,7 +34,7 @@ def examples(count, seed):
 geometry = BertGeometry(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=8, max_position_embeddings=8, hidden_dropout_prob=dropout,
                         attention_probs_dropout_prob=dropout)
-training = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, checkpoint_steps=2)
+training = TrainingConfig(batch_size=8, learning_rate=0.01, checkpoint_steps=2, **options)
 keras.utils.set_random_seed(1)
 with strategy.scope():
     head = HeadConfig(widths=(2,), filters=(4,), dropout=dropout, l2=0.01)
@@ -49,9 +49,9 @@ print(json.dumps([e["loss"] for e in progress.history] + [v.numpy().tolist() for
 """
 
 
-def train(replicas, folder, dropout):
+def train(replicas, folder, dropout, options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", _SCRIPT, str(replicas), str(folder), str(dropout)]
+    command = [sys.executable, "-c", _SCRIPT, str(replicas), str(folder), str(dropout), json.dumps(options)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -61,15 +61,21 @@ def flat(value):
     return [x for item in value for x in flat(item)] if isinstance(value, list) else [value]
 
 
+STAGES = [{"layers": 0, "epochs": 1}, {"layers": "all", "epochs": 1}]
+
+
 @pytest.mark.slow
-def test_two_replicas_give_the_weights_of_one(tmp_path):
-    one = flat(train(1, tmp_path / "one", 0.0))
-    two = flat(train(2, tmp_path / "two", 0.0))
+@pytest.mark.parametrize(
+    "options", [{"epochs": 2}, {"stages": STAGES, "layer_decay": 0.5, "accumulate_steps": 2, "ema_decay": 0.5}]
+)
+def test_two_replicas_give_the_weights_of_one(tmp_path, options):
+    one = flat(train(1, tmp_path / "one", 0.0, options))
+    two = flat(train(2, tmp_path / "two", 0.0, options))
     assert len(one) > 100
     assert two == pytest.approx(one, abs=1e-4)
 
 
 @pytest.mark.slow
 def test_dropout_works_on_two_replicas(tmp_path):
-    losses = train(2, tmp_path, 0.3)[:2]
+    losses = train(2, tmp_path, 0.3, {"epochs": 2})[:2]
     assert all(0.5 < loss < 3 for loss in losses)

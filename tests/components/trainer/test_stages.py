@@ -105,7 +105,7 @@ def test_kept_outputs_train_as_computed_ones_do(tiny_loop, tmp_path):
 
 def test_what_is_kept_is_what_the_frozen_layers_give(tiny_loop, tmp_path):
     loop = tiny_loop(tmp_path, stages=[TOP])
-    loop._begin_stage([])
+    loop._begin_stage({})
     kept, rows = loop._train_step.examples, np.array([3, 0, 39])
     batch = kept.batch(rows)
     expected = loop.model.encoder.lower(loop.train.batch(rows), 1)
@@ -180,9 +180,11 @@ def test_without_stages_there_is_one_of_everything():
         ({"stages": [FROZEN], "epochs": 3}, "every stage has its own; remove training.epochs or training.stages"),
         ({"stages": [{"layers": -1, "epochs": 1}]}, "greater than or equal to 0"),
         ({"layer_decay": 0.0}, "greater than 0"),
+        ({"ema_decay": 1.0}, "less than 1"),
+        ({"focal_gamma": 1.0, "label_smoothing": 0.1}, "set label_smoothing or focal_gamma to 0"),
     ],
 )
-def test_stages_that_contradict_themselves_are_refused(training, message):
+def test_options_that_contradict_each_other_are_refused(training, message):
     with pytest.raises(ValidationError, match=message):
         TrainingConfig(**training)
 

@@ -1,0 +1,104 @@
+"""One step on several batches, and the moving average of the weights."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from components import progress
+from components.trainer.average import MovingAverage
+from components.trainer.metrics import scores
+from components.trainer.optimizer import AdamW
+from components.trainer.steps import make_predict_step, predict
+
+ROWS = np.array([3, 0, 39, 7, 21, 22, 5, 8, 11])
+OPTIONS = {"accumulate_steps": 3, "ema_decay": 0.5, "focal_gamma": 2.0, "batch_size": 4, "epochs": 1, "layers": 1}
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def first_step(loop, batches):
+    """The loss of a step, and its gradients, clipped: what Adam's first moments are a tenth of."""
+    loop._begin_stage({})
+    loss = float(loop._train_step(batches, 0.01))
+    count = len(loop.optimizer.targets)
+    return loss, [10 * m.numpy() for m in loop.optimizer.state[1 : 1 + count]]
+
+
+def test_several_batches_give_the_gradient_of_one(tiny_loop, tmp_path):
+    options = {"layers": 1, "dropout": 0.0, "head": {"l2": 0.1}, "clip_norm": 100.0}
+    whole, parts = tiny_loop(tmp_path, **options), tiny_loop(tmp_path, accumulate_steps=3, **options)
+    own = values(whole.model.variables)
+    for batches in (
+        [ROWS[:2], ROWS[2:3], ROWS[3:]],
+        [ROWS[:5], ROWS[5:]],  # fewer batches than asked for
+        [ROWS[:2]],  # fewer texts than batches asked for
+    ):
+        loss, gradients = first_step(whole, [np.concatenate(batches)])
+        found = first_step(parts, batches)
+        assert found[0] == pytest.approx(loss, abs=1e-6)
+        assert sum(np.abs(g).max() > 1e-3 for g in gradients) > 10
+        for one, several in zip(gradients, found[1], strict=True):
+            np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-6)
+        for loop in (whole, parts):
+            loop._assign(loop.model.variables, own)
+
+
+def test_the_average_is_that_of_the_weights_after_each_step():
+    with keras.name_scope("dense"):
+        variable = keras.Variable(np.array([1.0, -2.0], np.float32), name="kernel")
+    average, optimizer = MovingAverage([variable], 0.75), AdamW([variable], 0.0, 100.0)
+    seen = []
+    for gradient in ([0.3, -0.1], [0.2, 0.2], [-1.0, 0.5]):
+        optimizer.apply([tf.constant(gradient)], tf.constant(0.1))
+        average.update(optimizer.step)
+        seen.append(variable.numpy())
+    expected = 0.75 * (0.75 * seen[0] + 0.25 * seen[1]) + 0.25 * seen[2]
+    np.testing.assert_allclose(average.state[0].numpy(), expected, rtol=1e-6)
+    with average.applied():
+        np.testing.assert_array_equal(variable.numpy(), average.state[0].numpy())
+    np.testing.assert_array_equal(variable.numpy(), seen[2])
+
+
+def test_the_average_is_keras_own():
+    ours, theirs = (keras.Variable(np.array([1.0, -2.0], np.float32), name="kernel") for _ in range(2))
+    sgd = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+    average = MovingAverage([ours], 0.9)
+    for step, gradient in enumerate(([0.3, -0.1], [0.2, 0.2], [-1.0, 0.5]), 1):
+        sgd.apply([tf.constant(gradient)], [theirs])
+        ours.assign(theirs.numpy())
+        average.update(tf.Variable(step, dtype=tf.int64))
+    (expected,) = sgd._model_variables_moving_average
+    np.testing.assert_allclose(average.state[0].numpy(), expected.numpy(), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_loop, tmp_path_factory):
+    """A finished run with every option of this file."""
+    loop = tiny_loop(tmp_path_factory.mktemp("averaged"), **OPTIONS)
+    loop.run()
+    return loop
+
+
+def test_the_average_is_what_is_measured_and_kept(averaged):
+    assert int(averaged.optimizer.step) == 4  # of 40 texts: three steps of three batches of 4, and one of 4 texts
+    for found, average in zip(values(averaged.model.trainable_variables), averaged.average.state, strict=True):
+        np.testing.assert_array_equal(found, average.numpy())
+    # the evaluation of the only epoch was of these weights
+    found = predict(make_predict_step(averaged.model, "multiclass"), averaged.evaluation)
+    (entry,) = averaged.progress.history
+    assert scores(found, averaged.evaluation.labels, "multiclass")["pr_auc"] == entry["pr_auc"]
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bits(averaged, tiny_loop, cut_at, tmp_path):
+    cut_at(tiny_loop(tmp_path, **OPTIONS), 3)
+    again = tiny_loop(tmp_path, **OPTIONS)
+    steps = []
+    with progress.listening(lambda _, report: steps.append(report["step"])):
+        again.run()
+    assert min(steps) == 3
+    assert [e["loss"] for e in again.progress.history] == [e["loss"] for e in averaged.progress.history]
+    for a, b in zip(values(averaged.model.variables), values(again.model.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
