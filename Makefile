@@ -2,6 +2,8 @@
 # set-up takes under two seconds.
 CONFIG ?= pipeline/configs/default.toml
 ARGS ?=
+# Two test files at a time; `SIDE_BY_SIDE=` runs them one after the other.
+SIDE_BY_SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONSAFEPATH = 1
 export TF_CPP_MIN_LOG_LEVEL = 2
 
@@ -13,12 +15,12 @@ run: setup
 	@.venv/bin/biobert-cnn run $(CONFIG) $(ARGS)
 
 test: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-# Lint, types and the fast tests.
+# Lint, types and the unit tests: no model server, no Beam run.
 check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . && .venv/bin/mypy
-	@.venv/bin/python -m pytest -m "not slow" $(ARGS)
+	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 # A month of daily retraining with faults and kills, in about an hour: `make soak ARGS="--days 6 --kills 4"` is shorter.
 soak: setup

@@ -2,4 +2,17 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# What starts a model server or a Beam run is no unit test: it is part of `make test`, left out of `make check`.
+SERVERS = {"serve", "spawn"}
+BEAM_RUNS = {"multiclass", "workshop", "sections", "transform"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (SERVERS | BEAM_RUNS) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")

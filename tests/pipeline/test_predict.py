@@ -124,6 +124,7 @@ def test_pubmed_rct_file_is_read_by_its_own_format(toy: ModuleType, tmp_path: Pa
         assert row["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_wrong_file_is_named_before_tensorflow_is_imported(tmp_path: Path) -> None:
     (tmp_path / "serving" / "7").mkdir(parents=True)
     (tmp_path / "in.csv").write_text("body\na\n")

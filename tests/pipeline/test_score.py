@@ -100,6 +100,7 @@ def test_every_row_is_scored_once_in_the_order_of_the_input(serving: Path, sourc
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == [".lock"]
 
 
+@pytest.mark.slow
 def test_killed_job_goes_on_and_gives_the_same_bytes(serving: Path, source: Path, tmp_path: Path) -> None:
     whole = score(serving, source, tmp_path / "whole", DATA, item_bytes=ITEM)
     # Killed when the third item's shard is there and its mark is not, and when the fifth's is half written.

@@ -59,7 +59,7 @@ def answers_of(kind, pairs):
     return answer, np.concatenate([answer(packed([text], pairs)) for text in TEXTS])
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
@@ -72,7 +72,7 @@ def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
         np.testing.assert_allclose(found, expected[group], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_statistics_do_not_depend_on_the_order(kind, pairs):
     model = classifier(kind, pairs, batch_norm=kind != "cls")

@@ -57,6 +57,7 @@ def test_hidden_states_of_the_pretrained_minilm_are_pytorchs(minilm):
     np.testing.assert_allclose(found, reference["hidden"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_states_of_a_random_bert_base_are_pytorchs(tmp_path):
     reference = stored("bert_base")
     make = runpy.run_path(str(REFERENCE / "make.py"))

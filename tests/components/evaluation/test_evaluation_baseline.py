@@ -19,6 +19,7 @@ def files(examples, *splits):
     return [str(f) for split in splits for f in sorted((Path(examples.uri) / f"Split-{split}").iterdir())]
 
 
+@pytest.mark.slow
 def test_figures_on_the_shipped_data_are_those_of_a_plain_svm(workshop):
     folder = Path(pipeline.__file__).parent / "data" / "pmc_rct_sections"
     splits = {}

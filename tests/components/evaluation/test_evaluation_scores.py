@@ -49,6 +49,7 @@ def test_without_rows_there_is_no_figure():
     assert np.isnan(scores.pr_auc(np.ones((1, 2)), np.array([False, False]), np.array([4, 2])))
 
 
+@pytest.mark.slow
 def test_pr_auc_is_that_of_tfma():
     generator = np.random.default_rng(5)
     probability = np.round(generator.beta(0.4, 0.9, 300), 3).astype(np.float32)  # ties, zeros and ones among them

@@ -95,7 +95,8 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("pairs", [False, True])
 def test_sound_model_is_blessed_and_stamped_with_warmup_requests(tmp_path: Path, toy: ModuleType, pairs: bool) -> None:
     step = Step(tmp_path, toy, pairs)
     blessing, report = step.run(warmup_requests=3)
@@ -131,6 +132,7 @@ def test_multilabel_model_is_blessed(tmp_path: Path, toy: ModuleType) -> None:
     assert report["reason"] == ""
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("options", "serving", "reason"),
     [
@@ -177,6 +179,7 @@ def test_noted_examples_that_are_not_in_the_split_are_not_blessed(tmp_path: Path
     assert "6 are in the split 'eval' and 2 are not" in report["reason"]
 
 
+@SLOW
 def test_model_that_does_not_load_is_not_blessed(tmp_path: Path, toy: ModuleType) -> None:
     step = Step(tmp_path, toy)
     for file in (tmp_path / "model" / "Format-Serving" / "variables").iterdir():

@@ -261,6 +261,7 @@ def test_every_line_of_every_data_set_has_the_references_ids(both):
         assert (file.name, differing(both, lines)) == (file.name, [])
 
 
+@pytest.mark.slow
 def test_every_shipped_text_has_the_references_ids(cased, vocab_file):
     for file in sorted((vocab_file.parents[1] / "pmc_rct_sections").glob("*.csv")):
         lines = file.read_text(encoding="utf-8").split("\n")

@@ -120,7 +120,7 @@ class Project:
         folder = self.folder / "rows" / f"span-{number}" / f"v{version}"
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("train", "dev"):
-            hidden = folder / f".{name}.csv"  # a scheduler that looks now must not take it for settled before it is whole
+            hidden = folder / f".{name}.csv"  # no scheduler takes it for settled before it is whole
             hidden.write_text(f"text,label\n{text} {number} {version} {name},yes\n")
             os.utime(hidden, (self.now.timestamp() - 60,) * 2)
             hidden.rename(folder / f"{name}.csv")
