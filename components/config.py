@@ -200,6 +200,7 @@ class TrainingConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0: focal loss, where the easy counts less
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
+    calibration: Literal["none", "temperature"] = "none"  # fitted on the split `eval`; part of the exported weights
     metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
     patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
     buckets: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths

@@ -149,7 +149,9 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             # The files themselves, not only their names: TFX's cache must see an edited one.
             "file_hashes": _encoder_hashes(config),
             "checkpoint_dir": str(config.root / "checkpoints"),
-            "code": code_fingerprint("components/encoder", "components/classifier", "components/trainer"),
+            "code": code_fingerprint(
+                "components/encoder", "components/classifier", "components/trainer", "components/evaluation/scores.py"
+            ),
         },
     }
     weights = _pretrained_weights(config)

@@ -15,6 +15,9 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
         _print_data(console, data, record.get("training"))
     if record.get("metrics"):
         _print_metrics(console, record)
+    calibration = (record.get("training") or {}).get("calibration")
+    if calibration:
+        _print_calibration(console, calibration)
     if record.get("gates"):
         table = Table(title="gates", title_justify="left", box=None, header_style="bold")
         for column in ("", "bound", "value"):
@@ -49,6 +52,17 @@ def _print_data(console: Console, data: dict[str, Any], training: dict[str, Any]
     if training and "truncated" in training:
         parts.append("truncated " + ", ".join(f"{split} {count}" for split, count in training["truncated"].items()))
     console.print("; ".join(parts))
+
+
+def _print_calibration(console: Console, found: dict[str, Any]) -> None:
+    if found["temperature"] is None:
+        console.print("calibration: no temperature fits split eval; the model stays as trained")
+        return
+    console.print(
+        f"calibration on split eval: temperature {found['temperature']:.3f}, expected calibration error "
+        f"{found['error_before']:.4f} → {found['error_after']:.4f}, log loss {found['loss_before']:.4f} → "
+        f"{found['loss_after']:.4f}"
+    )
 
 
 def _print_metrics(console: Console, record: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from components.encoder.conversion import read_record
 from components.errors import ConfigError
 from components.trainer import state
 from components.trainer.batches import Examples, read_examples
+from components.trainer.calibration import calibrate
 from components.trainer.export import TransformGraph, export
 from components.trainer.hardware import choose_strategy, has_bfloat16
 from components.trainer.loop import Loop
@@ -78,6 +79,7 @@ def run_fn(fn_args: Any) -> None:
 
     if mixed or strategy.num_replicas_in_sync > 1:
         model = _plain_copy(model, config)
+    calibration = calibrate(model, evaluation, task) if training.calibration == "temperature" else None
     predicted = predict(make_predict_step(model, task), evaluation)
     thresholds = tune_thresholds(predicted, evaluation.labels) if task == "multilabel" else None
     best = scores(predicted, evaluation.labels, task, thresholds)
@@ -98,6 +100,7 @@ def run_fn(fn_args: Any) -> None:
         "warm_start": base,
         "mixed_precision": mixed,
         "replicas": strategy.num_replicas_in_sync,
+        "calibration": calibration,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
     }
     _write_json(fn_args.model_run_dir, "summary.json", summary)

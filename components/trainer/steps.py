@@ -155,8 +155,13 @@ def make_predict_step(model: TextClassifier, task: Task, frozen: int | None = No
     return predict_step
 
 
+def make_logits_step(model: TextClassifier) -> Callable[..., tf.Tensor]:
+    """A compiled function from a packed batch to logits."""
+    return tf.function(lambda batch: model(batch, training=False), reduce_retracing=True, autograph=False)
+
+
 def predict(predict_step: Callable[..., tf.Tensor], examples: Examples) -> np.ndarray:
-    """Probabilities float32 [examples, labels], in the order of the examples."""
+    """What a step gives for each example, probabilities or logits, float32 [examples, ...] in their order."""
     plan = plan_prediction(examples.lengths)
     found = np.concatenate([np.asarray(predict_step(examples.batch(rows))) for rows in plan])
     ordered = np.empty_like(found)

@@ -86,8 +86,10 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
         "dropped": {"train": 4},
     }
     metric = {"value": 0.72184, "low": 0.68721, "high": 0.75443}
+    calibration = {"temperature": 1.234, "error_before": 0.05, "error_after": 0.02, "loss_before": 1, "loss_after": 0.9}
+    training = {"truncated": {"train": 5, "eval": 1}, "calibration": calibration}
     found = record(
-        status="pushed", version=7, model_path="/m/7", data=data, training={"truncated": {"train": 5, "eval": 1}},
+        status="pushed", version=7, model_path="/m/7", data=data, training=training,
         metrics={"macro_f1": metric}, baseline={"macro_f1": 0.645},
         paired={"macro_f1": {"difference": 0.0768, "low": 0.0362, "high": 0.1142}},
         gates=[{"gate": "macro_f1 >= 0.6", "value": 0.72184, "passed": True}], seconds={"total": 151.2},
@@ -104,3 +106,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     ).replace("   ", "  ")
     assert "holds" in text
     assert "pushed version 7 → /m/7" in text
+    assert (
+        "calibration on split eval: temperature 1.234, expected calibration error 0.0500 → 0.0200, log loss "
+        "1.0000 → 0.9000" in text
+    )

@@ -29,6 +29,12 @@ def rows_of(count: int, task: str, pairs: bool, shift: int = 0) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
+def eval_rows():
+    """A function (task, pairs) -> the raw rows of the split `eval`."""
+    return lambda task="multiclass", pairs=False: rows_of(45, task, pairs, shift=1000)
+
+
+@pytest.fixture(scope="session")
 def transformed(tmp_path_factory):
     """A function (task, pairs) -> FnArgs without its outputs, made once a session."""
     import apache_beam as beam

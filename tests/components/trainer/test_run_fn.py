@@ -131,6 +131,19 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     assert tokens["input_ids"].numpy()[[0, lengths[0] - 1]].tolist() == [2, 3]
 
 
+def test_the_export_is_calibrated_as_the_summary_says(fn_args, eval_rows):
+    args = fn_args(training={"calibration": "temperature", "epochs": 5, "learning_rate": 0.05})
+    run_fn(args)
+    found = read_json(args.model_run_dir, "summary.json")["calibration"]
+    assert found["temperature"] != 1
+    assert found["loss_after"] < found["loss_before"]
+    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
+    rows = eval_rows()
+    answer = serve(text=tf.constant([row["text"][0] for row in rows]))
+    true = answer["classes"].numpy() == np.array([row["label"] for row in rows])
+    assert -np.log(answer["probabilities"].numpy()[true]).mean() == pytest.approx(found["loss_after"], abs=1e-5)
+
+
 def test_check_json_holds_the_trained_models_own_answers(ran):
     args, _ = ran
     check = read_json(args.model_run_dir, "check.json")
