@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 Task = Literal["binary", "multiclass", "multilabel"]
+Precision = Literal["float32", "bfloat16", "int8"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -280,6 +281,24 @@ class EvaluationConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % intervals; 0: no intervals
     paired_samples: PositiveInt = 2000  # paired bootstrap against the baseline
     baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
+
+
+class ExportConfig(Section):
+    """The precision of the exported encoder, and what a low one must hold against the same model in float32.
+
+    `float32` keeps every bit. `bfloat16` halves the size, and is faster where the CPU has AVX-512 BF16 or AMX; `int8`
+    quarters the encoder's layers, and is faster everywhere, most with VNNI. Head, residuals and normalisation stay in
+    float32. The bounds are gates: they are checked on the evaluated split, beside `evaluation.gates`.
+    """
+
+    precision: Precision = "float32"
+    calibration_texts: PositiveInt = 256  # int8: training texts that show which values each layer is given
+    min_agreement: Share = 0.98  # share of rows on which both decide alike
+    max_loss: Share = 0.01  # of accuracy and of macro-F1
+    min_slice_agreement: Share = 0.95  # the same in every slice of the evaluation: label, length, columns
+    max_slice_loss: Share = 0.03  # of accuracy
+    min_slice_rows: PositiveInt = 50  # a slice of fewer rows decides nothing
+    tolerance: PositiveFloat = 0.02  # of the serving check; in float32 `serving.tolerance`
 
 
 class ServingConfig(Section):

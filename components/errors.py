@@ -4,6 +4,7 @@ PipelineError
 ├── ConfigError       the configuration, or what it points at, is not usable      (exit status 2)
 ├── DataError         the data must not be learned from as it is                  (exit status 1)
 ├── CheckpointError   weights, vocabulary and configuration do not fit together   (exit status 1)
+├── ExportError     the exported model would not run where it is to be served     (exit status 1)
 ├── ServingError      the exported model does not answer as it must               (exit status 1)
 ├── PushError         a version cannot be published or rolled back                (exit status 1)
 └── BusyError         another run holds the pipeline root                         (exit status 1)
@@ -35,6 +36,10 @@ class DataError(PipelineError):
 
 class CheckpointError(PipelineError):
     """Encoder weights that are missing, misshapen or at odds with the vocabulary or configuration."""
+
+
+class ExportError(PipelineError):
+    """The exported model holds, or does, what the model server or some of its CPUs cannot do."""
 
 
 class ServingError(PipelineError):

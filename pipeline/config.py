@@ -38,6 +38,7 @@ class Config(sections.Section):
     training: sections.TrainingConfig = sections.TrainingConfig()
     validation: sections.ValidationConfig = sections.ValidationConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    export: sections.ExportConfig = sections.ExportConfig()
     serving: sections.ServingConfig = sections.ServingConfig()
     beam: sections.BeamConfig = sections.BeamConfig()
     paths: sections.PathsConfig = sections.PathsConfig()

@@ -146,11 +146,16 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             "encoder": config.encoder.model_dump(mode="json"),
             "head": config.head.model_dump(mode="json"),
             "training": config.training.model_dump(mode="json"),
+            **_export_settings(config),
             # The files themselves, not only their names: TFX's cache must see an edited one.
             "file_hashes": _encoder_hashes(config),
             "checkpoint_dir": str(config.root / "checkpoints"),
             "code": code_fingerprint(
-                "components/encoder", "components/classifier", "components/trainer", "components/evaluation/scores.py"
+                "components/encoder",
+                "components/classifier",
+                "components/export",
+                "components/trainer",
+                "components/evaluation/scores.py",
             ),
         },
     }
@@ -167,6 +172,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         task=task,
         labels=labels,
         evaluation=config.evaluation,
+        export=config.export,
         slices=slices,
         pairs=data.has_pairs,
         code=code_fingerprint("components/evaluation"),
@@ -251,6 +257,13 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
         code=code_fingerprint("components/examples/window.py", "components/examples/merge.py"),
     ).with_id("examples")
     return [*ingest, window_examples], window_examples
+
+
+def _export_settings(config: Config) -> dict[str, Any]:
+    """What the trainer must know to export a low precision; the gates' bounds do not train a model anew."""
+    if config.export.precision == "float32":
+        return {}
+    return {"export": config.export.model_dump(mode="json", include={"precision", "calibration_texts", "tolerance"})}
 
 
 def _pretrained_weights(config: Config) -> PretrainedWeights | None:

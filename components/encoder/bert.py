@@ -10,6 +10,7 @@ dropped again, so that no real token ever feels them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -80,21 +81,38 @@ class SelfAttention(keras.layers.Layer):
         self.output_dense.build((None, self.geometry.hidden_size))
 
     def call(self, x: Tensor, place: Layout, training: bool = False) -> Tensor:
-        heads = self.geometry.num_attention_heads
-        size = self.geometry.hidden_size // heads
-        longest = ops.max(place.lengths, initial=1)  # also of a batch without texts
-        block, mask = padded(self.qkv(x), place, longest)  # (B, L, 3H), (B, L)
-        block = ops.reshape(block, (-1, longest, 3, heads, size))
-        block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
-        query, key, value = block[0] * (1.0 / math.sqrt(size)), block[1], block[2]
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
-        scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), _MASKED)
-        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-        weights = self.dropout(weights, training=training)
-        context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, heads, size)
-        context = ops.reshape(context, (-1, heads * size))  # (B * L, H)
-        context = ops.take(context, place.rows * longest + place.positions, axis=0)  # (T, H)
-        return self.output_dense(context)
+        def dropout(weights: Tensor) -> Tensor:
+            return self.dropout(weights, training=training)
+
+        return self.output_dense(attend(self.qkv(x), place, self.geometry.num_attention_heads, dropout))
+
+
+def attend(qkv: Tensor, place: Layout, heads: int, dropout: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Scaled dot-product attention within each text.
+
+    Args:
+      qkv: float [tokens, 3 * hidden], queries, keys and values side by side.
+      place: whose token is which.
+      heads: they divide `hidden` among them.
+      dropout: of the attention weights; None: none.
+
+    Returns:
+      [tokens, hidden] in the dtype of `qkv`; the softmax is in float32 whatever that is.
+    """
+    size = qkv.shape[-1] // (3 * heads)
+    longest = ops.max(place.lengths, initial=1)  # also of a batch without texts
+    block, mask = padded(qkv, place, longest)  # (B, L, 3H), (B, L)
+    block = ops.reshape(block, (-1, longest, 3, heads, size))
+    block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
+    query, key, value = block[0] * (1.0 / math.sqrt(size)), block[1], block[2]
+    scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
+    scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), _MASKED)
+    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, heads, size)
+    context = ops.reshape(context, (-1, heads * size))  # (B * L, H)
+    return ops.take(context, place.rows * longest + place.positions, axis=0)  # (T, H)
 
 
 class TransformerBlock(keras.layers.Layer):

@@ -12,7 +12,7 @@ from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 from tfx.types import standard_component_specs as specs
 
-from components.config import EvaluationConfig, Task
+from components.config import EvaluationConfig, ExportConfig, Task
 from components.evaluation.executor import CUSTOM_CONFIG, Executor
 
 
@@ -51,6 +51,7 @@ class TextEvaluator(Evaluator):
         baseline_model: types.BaseChannel | None = None,
         slices: Sequence[str] = (),
         pairs: bool = False,
+        export: ExportConfig | None = None,
         code: str = "",
     ):
         """Makes the node.
@@ -64,6 +65,7 @@ class TextEvaluator(Evaluator):
           baseline_model: the latest blessed model, from a Resolver; the channel may hold none.
           slices: columns of the examples to report metrics by.
           pairs: whether the examples hold `text_pair`.
+          export: where its precision is not float32, the model is also held against itself in float32.
           code: a fingerprint of this step's code, so that new code is not answered from the cache.
         """
         custom_config: dict[str, Any] = {
@@ -74,6 +76,8 @@ class TextEvaluator(Evaluator):
             "pairs": pairs,
             "code": code,
         }
+        if export is not None and export.precision != "float32":
+            custom_config["export"] = export.model_dump(mode="json")
         spec = TextEvaluatorSpec(
             examples=examples,
             model=model,

@@ -27,12 +27,13 @@ from tfx.types import standard_component_specs as specs
 from tfx.utils import io_utils, path_utils
 
 from components import progress
-from components.config import EvaluationConfig, Task
+from components.config import EvaluationConfig, ExportConfig, Task
 from components.errors import DataError, ServingError
-from components.evaluation import extract, gates, report
+from components.evaluation import extract, gates, precision, report
 from components.evaluation.baseline import BaselineResult, score_baseline
 from components.evaluation.eval_config import make_eval_config
 from components.evaluation.rows import read_records
+from components.export.paths import float32_dir
 
 CUSTOM_CONFIG = "custom_config"
 METRICS_FILE = "metrics.json"
@@ -82,10 +83,14 @@ class Executor(tfx_executor.Executor):
         scoring = _scoring(base, evaluation, task, labels, config["slices"])
         blessed = _find_blessed(blessed_models, scoring, first)
         eval_config = tfma.utils.update_eval_config_with_defaults(base, has_baseline=blessed.path is not None)
+        export = ExportConfig.model_validate(config["export"]) if "export" in config else None
+        if export is not None:
+            eval_config = precision.with_float32(eval_config)
         scoring = _scoring(eval_config, evaluation, task, labels, config["slices"])
-        paths = {
-            spec.name: str(blessed.path) if spec.is_baseline else _model_path(model) for spec in eval_config.model_specs
-        }
+        served = _model_path(model)
+        paths = {spec.name: str(blessed.path) if spec.is_baseline else served for spec in eval_config.model_specs} | (
+            {precision.FLOAT32: float32_dir(served)} if export is not None else {}
+        )
         progress.report("evaluate", stage="score")
         started = time.monotonic()
         self._analyse(files, paths, eval_config, scoring, path)
@@ -97,7 +102,7 @@ class Executor(tfx_executor.Executor):
             baseline = score_baseline(train, files, task, labels, config["pairs"])
         fitted = time.monotonic()
         progress.report("evaluate", stage="intervals")
-        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed)
+        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export)
         logging.info(
             "Evaluated %d rows: TFMA %.1f s, baseline %.1f s, bootstrap and gates %.1f s.",
             metrics["examples"],
@@ -196,6 +201,7 @@ def _judge(
     evaluation: EvaluationConfig,
     baseline: BaselineResult | None,
     blessed: _Blessed,
+    export: ExportConfig | None,
 ) -> tuple[dict[str, Any], list[gates.Bound]]:
     """Puts the figures together, checks the gates, writes both files."""
     candidate = next(name for name, spec in scoring.specs.items() if not spec.is_baseline)
@@ -224,6 +230,11 @@ def _judge(
         blessed_note=blessed.note,
         blessed_problem=blessed.problem,
     )
+    if export is not None:
+        reference = report.read_figures(tfma.load_eval_result(path, model_name=precision.FLOAT32), labels)
+        metrics |= _plain("float32", reference[""][1])
+        other = report.read_predictions(path, precision.FLOAT32)
+        bounds += precision.check_precision(export, figures, reference, predictions, other)
     verdict = {"blessed": gates.all_hold(bounds), "gates": [bound.to_json() for bound in bounds]}
     for name, content in ((METRICS_FILE, metrics), (GATES_FILE, verdict)):
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from components.config import Gate
 
-Kind = Literal["min", "max", "blessed", "baseline"]
+Kind = Literal["min", "max", "blessed", "baseline", "float32"]
 _OTHER = {"blessed": "blessed model", "baseline": "baseline"}
 
 

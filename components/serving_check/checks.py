@@ -130,9 +130,10 @@ def check_answers(client: Client, sample: Sample, tolerance: float, examples_too
         differences = np.abs(answer - sample.probabilities).max(axis=1)
         wrong = int(np.count_nonzero(~(differences <= tolerance)))  # this way round, so that NaN is wrong
         if wrong:
+            section = "serving" if sample.tolerance is None else "export"
             raise NotBlessed(
                 f"{wrong} of {len(texts)} texts, sent {how}, differ from the trainer's probabilities by more than "
-                f"{tolerance:g} (serving.tolerance); the greatest difference is {np.max(differences):.3g}"
+                f"{tolerance:g} ({section}.tolerance); the greatest difference is {np.max(differences):.3g}"
             )
         greatest = max(greatest, float(np.max(differences)))
     return {"examples": len(texts), "greatest_difference": greatest, "tolerance": tolerance}

@@ -97,8 +97,9 @@ def _check(
         client = checks.Client(server.address, serving.model_name, serving.load_timeout_s)
         try:
             client.wait_until_available()
+            tolerance = serving.tolerance if sample.tolerance is None else sample.tolerance
             findings.update(
-                checks.check_answers(client, sample, serving.tolerance, "serialized_examples" in _signatures(stamped))
+                checks.check_answers(client, sample, tolerance, "serialized_examples" in _signatures(stamped))
             )
             # Multi-label probabilities are independent of each other: whether they sum to one shows in the trainer's.
             sums = np.allclose(sample.probabilities.sum(axis=1), 1.0, atol=1e-4)

@@ -42,11 +42,13 @@ class Sample:
       texts: bytes, n of them.
       pairs: bytes, n of them; None where the data has no second segment.
       probabilities: float64 [n, classes].
+      tolerance: what the trainer allows a model of low precision; None in float32.
     """
 
     texts: list[bytes]
     pairs: list[bytes] | None
     probabilities: np.ndarray
+    tolerance: float | None = None
 
     def __repr__(self) -> str:  # texts must not reach a log by accident
         return f"Sample(texts={len(self.texts)}, pairs={self.pairs is not None})"
@@ -56,7 +58,7 @@ def find_sample(check_file: str, split_uri: str, count: int) -> tuple[Sample, in
     """Looks up the raw texts of the examples that the trainer noted in check.json.
 
     Args:
-      check_file: `keys` and `probabilities`, by the trainer.
+      check_file: `keys` and `probabilities`, by the trainer, and for a low precision `tolerance`.
       split_uri: folder of the raw examples' split.
       count: how many to look up, in the trainer's order.
 
@@ -79,6 +81,7 @@ def find_sample(check_file: str, split_uri: str, count: int) -> tuple[Sample, in
         texts=[found[key][0] for key in order],
         pairs=[found[key][1] for key in order] if has_pairs else None,
         probabilities=np.asarray([wanted[key] for key in order], np.float64),
+        tolerance=noted.get("tolerance"),
     )
     return sample, len(wanted) - len(order)
 

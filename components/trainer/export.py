@@ -1,7 +1,8 @@
 """The SavedModel: raw strings in, probabilities, class names and decisions out.
 
 It holds the graph that Transform made, reduced to what tokenising needs, and the classifier, as standard
-TensorFlow and TF Text ops and float32 variables; loading it needs neither Keras nor this project.
+TensorFlow and TF Text ops and float32 variables (an encoder of low precision: constants); loading it needs neither
+Keras nor this project.
 
 Texts of very different lengths in one request are sorted and answered in chunks of a bounded number of padded
 tokens: one long text among a thousand short ones costs no more memory than alone.
@@ -20,6 +21,7 @@ import tensorflow_text  # noqa: F401
 
 from components.classifier.model import TextClassifier, probabilities
 from components.config import Task
+from components.export.classifier import LowPrecisionClassifier
 from components.trainer.steps import batch_spec
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -82,7 +84,7 @@ def _needed_by(graph_def: tf.compat.v1.GraphDef, outputs: Sequence[str]) -> tf.c
 
 def export(
     path: str,
-    model: TextClassifier,
+    model: TextClassifier | LowPrecisionClassifier,
     transform: TransformGraph,
     raw_spec: Mapping[str, Any],
     task: Task,
@@ -94,7 +96,7 @@ def export(
 
     Args:
       path: the folder to write.
-      model: the trained classifier, in float32.
+      model: the trained classifier, computing in float32 or made lower (`components.export`).
       transform: the Transform graph.
       raw_spec: of raw examples (`TFTransformOutput.raw_feature_spec()`).
       task, labels: of the configuration.
@@ -187,7 +189,7 @@ def _raw_feature(spec: Any, strings: tf.Tensor) -> Any:
     return tf.reshape(strings, [-1, *spec.shape])
 
 
-def _chunked(model: TextClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
+def _chunked(model: TextClassifier | LowPrecisionClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
     """A function from ragged ids to probabilities [batch, labels], in memory bounded by `_CHUNK_TOKENS`."""
     fixed = model.head.max_length if model.head.config.kind == "flatten" else 1
 

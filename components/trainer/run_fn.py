@@ -16,11 +16,14 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from components.classifier.model import TextClassifier, build_classifier
-from components.config import EncoderConfig, HeadConfig, TrainingConfig
+from components.config import EncoderConfig, ExportConfig, HeadConfig, TrainingConfig
 from components.encoder.checkpoint import load_weights
 from components.encoder.config import BertGeometry, geometry_in_use
 from components.encoder.conversion import read_record
 from components.errors import ConfigError
+from components.export.admission import LowPrecision
+from components.export.paths import float32_dir
+from components.export.portable import check_ops
 from components.trainer import state
 from components.trainer.batches import Examples, read_examples
 from components.trainer.calibration import calibrate
@@ -44,9 +47,9 @@ def run_fn(fn_args: Any) -> None:
     Args:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
         `base_model` (a SavedModel to start from, or None), and `custom_config` with `task`, `labels`, `pairs`,
-        `vocab_file`, `lower_case`, `max_length`, `encoder_config_file`, the sections `encoder`, `head` and
-        `training`, `checkpoint_dir`, and, where the pipeline converted pretrained weights, their folder
-        `encoder_weights`.
+        `vocab_file`, `lower_case`, `max_length`, `encoder_config_file`, the sections `encoder`, `head`,
+        `training` and (absent for float32) `export`, `checkpoint_dir`, and, where the pipeline converted pretrained
+        weights, their folder `encoder_weights`.
 
     Raises:
       ConfigError, CheckpointError, DataError, PipelineError: as their messages say.
@@ -104,17 +107,19 @@ def run_fn(fn_args: Any) -> None:
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
     }
     _write_json(fn_args.model_run_dir, "summary.json", summary)
-    _write_json(fn_args.model_run_dir, "check.json", _check(evaluation, predicted))
-    export(
-        fn_args.serving_model_dir,
-        model,
-        TransformGraph(transform_output.transform_savedmodel_dir),
-        transform_output.raw_feature_spec(),
-        task,
-        labels,
-        pairs,
-        thresholds,
-    )
+    check = _check(evaluation, predicted)
+    transform = TransformGraph(transform_output.transform_savedmodel_dir)
+    contract = (transform, transform_output.raw_feature_spec(), task, labels, pairs, thresholds)
+    if "export" in config:
+        low = LowPrecision(model, ExportConfig.model_validate(config["export"]), train)
+        export(fn_args.serving_model_dir, low.classifier, *contract)
+        export(float32_dir(fn_args.serving_model_dir), model, *contract)
+        low.check_elsewhere(fn_args.serving_model_dir, config["vocab_file"], pairs)
+        check |= low.check(evaluation, check["keys"], task)
+    else:
+        export(fn_args.serving_model_dir, model, *contract)
+    check_ops(fn_args.serving_model_dir)
+    _write_json(fn_args.model_run_dir, "check.json", check)
     state.remove(checkpoint_dir)
 
 
@@ -168,7 +173,8 @@ def _plain_copy(model: TextClassifier, config: dict[str, Any]) -> TextClassifier
 
 def _fingerprint(config: dict[str, Any], train: Examples, evaluation: Examples, base: dict[str, Any] | None) -> str:
     # Where things are does not change what comes out; the weights' own files are in `file_hashes`.
-    settings = {key: value for key, value in config.items() if key not in ("checkpoint_dir", "encoder_weights")}
+    apart = ("checkpoint_dir", "encoder_weights", "export")
+    settings = {key: value for key, value in config.items() if key not in apart}
     parts = [json.dumps(settings, sort_keys=True), json.dumps(base), train.digest(), evaluation.digest()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from components.classifier.model import TextClassifier
 from components.errors import CheckpointError
+from components.export.paths import float32_dir
 
 
 def warm_start(model: TextClassifier, path: str) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def warm_start(model: TextClassifier, path: str) -> dict[str, Any]:
 
     Args:
       model: built, in any precision; its random generators keep their own state.
-      path: the SavedModel that `export` wrote.
+      path: the SavedModel that `export` wrote; of a low precision, its float32 counterpart beside it is read.
 
     Returns:
       What was done, for the summary: `source` and the number of `tensors`.
@@ -23,6 +24,8 @@ def warm_start(model: TextClassifier, path: str) -> dict[str, Any]:
     Raises:
       CheckpointError: the two models differ in shape; nothing was changed.
     """
+    whole = float32_dir(path)
+    path = whole if tf.io.gfile.isdir(whole) else path
     reader = tf.train.load_checkpoint(f"{path}/variables/variables")
     shapes = reader.get_variable_to_shape_map()
     for number in range(max(len(model.variables), sum(name.startswith("weights/") for name in shapes))):

@@ -54,6 +54,7 @@ def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
         ("training.epochs='many'", 'unable to parse string as an integer; "many" given'),
         ("training.stages=[{layers=1, epochs=1, rate=3}]", "training.stages.0.rate: is not a known key"),
         ("training.stages=[{layers=13, epochs=1}]", "stage 1 trains 13 layers, but the encoder has 12; write layers"),
+        ("export.precision=fp16", "'float32', 'bfloat16' or 'int8'; \"fp16\" given"),
         ("head.kind=cnn", "'attention' or 'cls'; \"cnn\" given"),
         ("head.filters=[1,2]", "give one number, or one for each of the 4 widths"),
         ("labels=['a','a']", "a label stands there twice"),

@@ -85,8 +85,9 @@ class Workshop:
         return artifact
 
     def evaluate(
-        self, examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False
-    ) -> SimpleNamespace:
+        self, examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False,
+        export=None,
+    ) -> SimpleNamespace:  # fmt: skip
         """Runs the evaluator's executor: both reports, the blessing and its files, the folder."""
         from components.evaluation.executor import Executor
 
@@ -98,7 +99,7 @@ class Workshop:
             "evaluation": evaluation.model_dump(mode="json"),
             "slices": list(slices),
             "pairs": pairs,
-        }
+        } | ({"export": export.model_dump(mode="json")} if export else {})
         context = Executor.Context(
             # An image, though none is used: else TFX builds a source package of itself for workers, for seconds.
             beam_pipeline_args=[

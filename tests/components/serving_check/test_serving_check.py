@@ -55,13 +55,16 @@ class Step:
                     example.features.feature["text_pair"].bytes_list.value.append(self.pairs[row].encode())
                 writer.write(example.SerializeToString())
 
-    def write_check(self, probabilities: np.ndarray | None = None, keys: list[int] | None = None) -> None:
+    def write_check(
+        self, probabilities: np.ndarray | None = None, keys: list[int] | None = None, **further: float
+    ) -> None:
         """check.json as the trainer writes it."""
         answers = self.model.probabilities(tf.constant(TEXTS), self.pairs and tf.constant(self.pairs)).numpy()
         noted = {
             "split": "eval",
             "keys": keys or text_key(TEXTS, self.pairs).numpy().tolist(),
             "probabilities": (answers if probabilities is None else probabilities).tolist(),
+            **further,
         }
         (self.folder / "run" / "check.json").write_text(json.dumps(noted))
 
@@ -158,9 +161,15 @@ def test_faulty_model_is_not_blessed_and_the_reason_holds_no_text(
 
 
 @SLOW
-def test_larger_tolerance_admits_a_difference(tmp_path: Path, toy: ModuleType) -> None:
-    _, report = Step(tmp_path, toy, fault="differs").run(tolerance=0.01)
+@pytest.mark.parametrize("noted", [False, True])
+def test_larger_tolerance_admits_a_difference(tmp_path: Path, toy: ModuleType, noted: bool) -> None:
+    """The configuration's, or the one that the trainer noted with a model of low precision."""
+    step = Step(tmp_path, toy, fault="differs")
+    if noted:
+        step.write_check(tolerance=0.01)
+    _, report = step.run(**({} if noted else {"tolerance": 0.01}))
     assert report["blessed"] is True
+    assert report["tolerance"] == 0.01
     assert 1e-5 < report["greatest_difference"] < 0.01
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from components import progress
-from components.config import EncoderConfig, HeadConfig, TrainingConfig
+from components.config import EncoderConfig, ExportConfig, HeadConfig, TrainingConfig
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
 LABELS = ["LOW", "MIDDLE", "HIGH"]
@@ -100,7 +100,7 @@ def transformed(tmp_path_factory):
 def make_fn_args(transformed):
     """A function that gives complete FnArgs; keyword arguments are sections of the configuration."""
 
-    def make(folder, task="multiclass", pairs=False, encoder=None, head=None, training=None):
+    def make(folder, task="multiclass", pairs=False, encoder=None, head=None, training=None, export=None):
         base = transformed(task, pairs)
         settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "checkpoint_steps": 2, "buckets": (8, 16)}
         sections = {
@@ -109,6 +109,8 @@ def make_fn_args(transformed):
             "training": TrainingConfig(**(settings | (training or {}))),
         }
         custom = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        if export:
+            custom["export"] = ExportConfig(**export).model_dump(mode="json")
         return SimpleNamespace(
             train_files=base.train_files,
             eval_files=base.eval_files,

@@ -1,4 +1,4 @@
-"""The exported model in a plain TensorFlow 2.20 process: that of TensorFlow Serving's newest release."""
+"""Exported models in a plain TensorFlow 2.20 process: that of TensorFlow Serving's newest release."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from components.export import admission
+from components.export.paths import float32_dir
 from components.trainer.run_fn import run_fn
 
 PACKAGES = ("tensorflow==2.20.*", "tensorflow-text==2.20.1")
@@ -15,14 +17,15 @@ PACKAGES = ("tensorflow==2.20.*", "tensorflow-text==2.20.1")
 _SCRIPT = """
 import json, sys
 import tensorflow as tf, tensorflow_text
-columns = json.load(open(sys.argv[2]))
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+columns = json.load(open(sys.argv[1]))
 inputs = {name: tf.constant([bytes.fromhex(text) for text in texts]) for name, texts in columns.items()}
-answer = serve(**inputs)
+answers = []
+for folder in sys.argv[2:]:
+    answer = tf.saved_model.load(folder).signatures["serving_default"](**inputs)
+    answers.append({"probabilities": answer["probabilities"].numpy().tolist(),
+                    "label": [label.decode() for label in answer["label"].numpy()]})
 foreign = [name for name in sys.modules if name.split(".")[0] in ("components", "tfx", "tensorflow_transform")]
-print(json.dumps({"version": tf.__version__, "foreign": foreign,
-                  "probabilities": answer["probabilities"].numpy().tolist(),
-                  "label": [label.decode() for label in answer["label"].numpy()]}))
+print(json.dumps({"version": tf.__version__, "foreign": foreign, "answers": answers}))
 """
 
 HOSTILE = [
@@ -32,23 +35,34 @@ HOSTILE = [
 
 
 @pytest.mark.slow
-def test_an_export_answers_the_same_in_plain_tensorflow_2_20(fn_args, tmp_path, make_environment):
+def test_exports_of_every_precision_answer_the_same_in_plain_tensorflow_2_20(
+    fn_args, tmp_path, make_environment, monkeypatch
+):
     plain_python = make_environment(*PACKAGES)
-    args = fn_args(pairs=True)
-    run_fn(args)
+    folders = {}
+    for precision in ("bfloat16", "int8"):
+        args = fn_args(pairs=True, folder=tmp_path / precision, export={"precision": precision}, training={"epochs": 1})
+        with monkeypatch.context() as patch:
+            if precision == "bfloat16":  # once is enough for the processes that ask the export; they take long
+                patch.setattr(admission, "check_answers", lambda *_: None)
+            run_fn(args)
+        folders[precision] = args.serving_model_dir
+    folders["float32"] = float32_dir(folders["int8"])
     columns = {"text": HOSTILE, "text_pair": HOSTILE[::-1]}
     (tmp_path / "script.py").write_text(_SCRIPT)
     texts = {name: [text.hex() for text in values] for name, values in columns.items()}
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     # Nothing of this process's own: importing TensorFlow Transform alone sets TF_USE_LEGACY_KERAS.
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    command = [str(plain_python), str(tmp_path / "script.py"), args.serving_model_dir, str(tmp_path / "texts.json")]
+    command = [str(plain_python), str(tmp_path / "script.py"), str(tmp_path / "texts.json"), *folders.values()]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     there = json.loads(done.stdout.splitlines()[-1])
     assert there["version"].startswith("2.20.")
     assert there["foreign"] == []
-    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
-    here = serve(**{name: tf.constant(values) for name, values in columns.items()})
-    np.testing.assert_allclose(there["probabilities"], here["probabilities"], rtol=0, atol=1e-5)
-    assert there["label"] == [label.decode() for label in here["label"].numpy()]
+    for precision, answer in zip(folders, there["answers"], strict=True):
+        serve = tf.saved_model.load(folders[precision]).signatures["serving_default"]
+        here = serve(**{name: tf.constant(values) for name, values in columns.items()})
+        tolerance = 1e-5 if precision == "float32" else 2e-3
+        np.testing.assert_allclose(answer["probabilities"], here["probabilities"], rtol=0, atol=tolerance)
+        assert answer["label"] == [label.decode() for label in here["label"].numpy()]

@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from components import progress
 from components.errors import CheckpointError, ConfigError
+from components.export.paths import float32_dir
 from components.trainer import export
 from components.trainer.run_fn import run_fn
 from components.transform.keys import text_key
@@ -147,7 +148,9 @@ def test_the_export_is_calibrated_as_the_summary_says(fn_args, eval_rows):
 def test_check_json_holds_the_trained_models_own_answers(ran):
     args, _ = ran
     check = read_json(args.model_run_dir, "check.json")
+    assert set(check) == {"split", "keys", "probabilities"}
     assert check["split"] == "eval"
+    assert not os.path.exists(float32_dir(args.serving_model_dir))  # nothing else was exported
     assert len(set(check["keys"])) == len(check["keys"]) > 20
     by_key = dict(zip(check["keys"], check["probabilities"], strict=True))
     files = tf.io.gfile.glob(args.eval_files[0])
