@@ -189,6 +189,7 @@ class TrainingConfig(Section):
 
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 32
+    batch_tokens: PositiveInt | None = None  # instead: as many texts of like length as have so many tokens, padding too
     accumulate_steps: PositiveInt = 1  # batches whose gradients make one step, as one batch of all their texts would
     learning_rate: PositiveFloat = 1e-3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor of the rate for each layer further from the head
@@ -228,6 +229,8 @@ class TrainingConfig(Section):
     def _options_fit_together(self) -> TrainingConfig:
         if self.stages and self.epochs != type(self).model_fields["epochs"].default:
             raise ValueError("epochs: every stage has its own; remove training.epochs or training.stages")
+        if self.batch_tokens is not None and self.batch_size != type(self).model_fields["batch_size"].default:
+            raise ValueError("batch_tokens: stands in the place of batch_size; remove one of them")
         if self.focal_gamma and self.label_smoothing:
             raise ValueError("focal_gamma: a focal loss has hard targets; set label_smoothing or focal_gamma to 0")
         return self

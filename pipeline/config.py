@@ -308,7 +308,7 @@ def _check_encoder(path: Path, config: Config) -> None:
 
             find_source(config.encoder.weights)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
-        check_options(config.training, config.encoder, geometry)
+        check_options(config.training, config.encoder, geometry, config.tokenizer.max_length)
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.tokenizer.max_length > geometry.max_position_embeddings:

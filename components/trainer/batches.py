@@ -127,7 +127,12 @@ def _in_order_of_content(examples: Examples) -> Examples:
 
 
 def plan_epoch(
-    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: Sequence[int] | None = None
+    lengths: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    buckets: Sequence[int] | None = None,
+    tokens: int | None = None,
 ) -> list[np.ndarray]:
     """The batches of one epoch, in order: every example once, the same for the same arguments.
 
@@ -137,26 +142,47 @@ def plan_epoch(
       seed, epoch: settle the order.
       buckets: upper bounds of length. With them, a batch holds texts of one bucket, so that attention, which
         alone works on padded blocks, pads little.
+      tokens: instead of `batch_size`, the most tokens of a batch; with buckets, those of its block, padded to its
+        longest text. A text of more stands alone. The number of batches then differs from epoch to epoch.
 
     Returns:
       One int64 array of example numbers a batch.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
+
+    def cut(rows: np.ndarray) -> list[np.ndarray]:
+        if tokens is not None:
+            return _cut_by_tokens(rows, lengths, tokens, padded=bool(buckets))
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
     if not buckets:
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return cut(order)
     bucket = np.searchsorted(np.asarray(buckets), lengths[order])
     batches: list[np.ndarray] = []
     left_over: list[np.ndarray] = []
     for number in np.unique(bucket):
-        rows = order[bucket == number]
-        full = len(rows) // batch_size * batch_size
-        batches += [rows[start : start + batch_size] for start in range(0, full, batch_size)]
-        left_over.append(rows[full:])
+        *full, last = cut(order[bucket == number])
+        if tokens is None and len(last) == batch_size:
+            full, last = [*full, last], last[:0]
+        batches += full
+        left_over.append(last)
     # What is left of each bucket makes batches with its neighbours: no batch of one or two texts.
-    rest = np.concatenate(left_over)
-    batches += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+    if any(len(last) for last in left_over):
+        batches += cut(np.concatenate(left_over))
     return [batches[n] for n in rng.permutation(len(batches))]
+
+
+def _cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, tokens: int, padded: bool) -> list[np.ndarray]:
+    """The rows, in their order, in pieces of at most so many tokens, real ones or those of the padded block."""
+    starts, count, total, longest = [0], 0, 0, 0
+    for n, length in enumerate(lengths[rows].tolist()):
+        area = (count + 1) * max(longest, length) if padded else total + length
+        if area > tokens and count:
+            starts.append(n)
+            count = total = longest = 0
+        count, total, longest = count + 1, total + length, max(longest, length)
+    return np.split(rows, starts[1:])
 
 
 def plan_prediction(lengths: np.ndarray, tokens: int = 8192) -> list[np.ndarray]:

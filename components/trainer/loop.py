@@ -90,7 +90,7 @@ class Loop:
         self.stages = stages_of(training)
         # Only attention works on padded blocks; without it, texts of all lengths mix freely.
         self.buckets = training.buckets if model.encoder.blocks else None
-        self.steps = len(self._plan(0))
+        self.steps_of_epoch: dict[int, int] = {}
         self.progress = Progress()
         self.best_weights: list[np.ndarray] = []
 
@@ -139,7 +139,7 @@ class Loop:
         self._predict_step = make_predict_step(self.model, self.task, frozen)
         # What early stopping may still cut short is counted as if it did not.
         self.epochs = now.stage_start + sum(stage.epochs for stage in self.stages[now.stage :])
-        self.total = self.steps * self.epochs
+        self.total = self._steps(0, self.epochs)
 
     def _hidden(self, split: str, frozen: int | None) -> Examples:
         """The examples of a split, with what the frozen blocks give for them where that is kept."""
@@ -162,8 +162,8 @@ class Loop:
     def _train_epoch(self) -> None:
         now = self.progress
         steps = self._plan(now.epoch)
-        before = (now.epoch - now.stage_start) * self.steps
-        of_stage = self.stage.epochs * self.steps
+        before = self._steps(now.stage_start, now.epoch)
+        of_stage = self._steps(now.stage_start, now.stage_start + self.stage.epochs)
         started = reported = time.monotonic()
         base, base_step = now.epoch_seconds, now.step
         losses: list[tf.Tensor] = []
@@ -199,7 +199,7 @@ class Loop:
 
     def _done(self) -> int:
         """Steps done so far, over all epochs."""
-        return self.progress.epoch * self.steps + self.progress.step
+        return self._steps(0, self.progress.epoch) + self.progress.step
 
     def _report(self, steps_per_s: float) -> None:
         """How the epoch stands; the metric is that of the last epoch that was evaluated."""
@@ -213,7 +213,7 @@ class Loop:
             steps=self.total,
             loss=now.loss_sum / max(now.step, 1),
             **metric,
-            texts_per_s=steps_per_s * len(self.train) / self.steps,
+            texts_per_s=steps_per_s * len(self.train) / self._steps(now.epoch, now.epoch + 1),
             seconds_left=(self.total - done) / max(steps_per_s, 1e-9),
         )
 
@@ -228,23 +228,34 @@ class Loop:
                 now.best, now.best_epoch = found[name], now.epoch
                 self.best_weights = _arrays(self.model.variables)
         now.seconds += now.epoch_seconds + time.monotonic() - started
-        entry = {"epoch": now.epoch + 1, "loss": now.loss_sum / self.steps, **found}
+        entry = {"epoch": now.epoch + 1, "loss": now.loss_sum / now.step, **found}
         entry |= {"texts_per_s": len(self.train) / max(now.epoch_seconds, 1e-9), "seconds": now.epoch_seconds}
         if self.training.stages:
             entry["stage"] = now.stage + 1
         now.history.append(entry)
         for key, value in {"loss": entry["loss"], **found}.items():
             _scalar(f"epoch/{key}", value, now.epoch + 1)
-        self._report(self.steps / max(now.epoch_seconds, 1e-9))
+        self._report(now.step / max(now.epoch_seconds, 1e-9))
         now.epoch, now.step, now.loss_sum, now.epoch_seconds = now.epoch + 1, 0, 0.0, 0.0
         self._save()
 
     def _plan(self, epoch: int) -> list[list[np.ndarray]]:
         """The steps of an epoch, each of one batch or several."""
         training = self.training
-        batches = plan_epoch(self.train.lengths, training.batch_size, training.seed, epoch, self.buckets)
+        batches = plan_epoch(
+            self.train.lengths, training.batch_size, training.seed, epoch, self.buckets, training.batch_tokens
+        )
         count = training.accumulate_steps
         return [batches[start : start + count] for start in range(0, len(batches), count)]
+
+    def _steps(self, first: int, end: int) -> int:
+        """How many steps the epochs from `first` up to `end` have."""
+        alike = self.training.batch_tokens is None  # then all have as many as the first
+        counted = [0 if alike else epoch for epoch in range(first, end)]
+        for epoch in counted:
+            if epoch not in self.steps_of_epoch:
+                self.steps_of_epoch[epoch] = len(self._plan(epoch))
+        return sum(self.steps_of_epoch[epoch] for epoch in counted)
 
     # === Checkpoints ===
 

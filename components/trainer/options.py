@@ -7,8 +7,11 @@ from components.encoder.config import BertGeometry
 from components.errors import ConfigError
 
 
-def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: BertGeometry) -> None:
+def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: BertGeometry, max_length: int) -> None:
     """Refuses options that could not act as they say.
+
+    Args:
+      max_length: tokens of the longest text.
 
     Raises:
       ConfigError: naming the option, and what to change.
@@ -25,3 +28,8 @@ def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: Be
                 f"training.stages: stage {number} trains {stage.layers} layers, but the encoder has "
                 f'{geometry.num_hidden_layers}; write layers = "all" for all of them and the embeddings'
             )
+    if training.batch_tokens is not None and training.batch_tokens < max_length:
+        raise ConfigError(
+            f"training.batch_tokens: {training.batch_tokens} is less than one text may have (tokenizer.max_length, "
+            f"{max_length}); give more"
+        )

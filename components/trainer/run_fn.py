@@ -126,7 +126,7 @@ def run_fn(fn_args: Any) -> None:
 def _build(config: dict[str, Any], policy: str) -> TextClassifier:
     encoder = EncoderConfig.model_validate(config["encoder"])
     geometry = _geometry(config, encoder)
-    check_options(TrainingConfig.model_validate(config["training"]), encoder, geometry)
+    check_options(TrainingConfig.model_validate(config["training"]), encoder, geometry, config["max_length"])
     return build_classifier(
         geometry,
         HeadConfig.model_validate(config["head"]),

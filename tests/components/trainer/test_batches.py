@@ -113,6 +113,30 @@ def test_texts_longer_than_the_last_bucket_make_one_of_their_own():
     assert len(plan_epoch(lengths, 8, seed=0, epoch=0, buckets=(4, 16))) == 2
 
 
+@pytest.mark.parametrize("buckets", [None, (4, 8, 16)])
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_batches_by_tokens_are_as_full_as_the_budget_lets_them(buckets, count):
+    lengths = np.random.default_rng(0).integers(2, 17, count)
+    batches = plan_epoch(lengths, 8, seed=3, epoch=0, buckets=buckets, tokens=64)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    sizes = [(len(rows) * lengths[rows].max() if buckets else lengths[rows].sum()) for rows in batches]
+    assert max(sizes) <= 64
+    if count == 300:
+        # what one more text could not have been added to, but for what is left over of a bucket
+        assert sum(size > 64 - 16 for size in sizes) >= len(sizes) - 3
+        counts = {len(plan_epoch(lengths, 8, 3, epoch, buckets, 48)) for epoch in range(5)}
+        assert len(counts) > 1
+        short = [rows for rows in batches if lengths[rows].max() <= 4]
+        assert bool(short) == bool(buckets)
+        assert all(len(rows) >= 16 for rows in short)
+
+
+def test_a_text_of_more_than_the_budget_stands_alone():
+    found = plan_epoch(np.array([3, 50, 3, 3]), 8, seed=0, epoch=0, tokens=6)
+    assert sorted(map(len, found)) in ([1, 1, 1, 1], [1, 1, 2])
+    assert [1] in [rows.tolist() for rows in found]
+
+
 def test_prediction_batches_stay_within_their_tokens_but_for_a_single_text():
     lengths = np.array([3, 50, 4, 20, 5])
     batches = [rows.tolist() for rows in plan_prediction(lengths, tokens=20)]

@@ -180,6 +180,7 @@ def test_without_stages_there_is_one_of_everything():
         ({"stages": [FROZEN], "epochs": 3}, "every stage has its own; remove training.epochs or training.stages"),
         ({"stages": [{"layers": -1, "epochs": 1}]}, "greater than or equal to 0"),
         ({"layer_decay": 0.0}, "greater than 0"),
+        ({"batch_tokens": 512, "batch_size": 16}, "stands in the place of batch_size"),
         ({"ema_decay": 1.0}, "less than 1"),
         ({"focal_gamma": 1.0, "label_smoothing": 0.1}, "set label_smoothing or focal_gamma to 0"),
     ],
@@ -194,11 +195,17 @@ def test_options_that_contradict_each_other_are_refused(training, message):
     [
         ({"stages": [{"layers": 3, "epochs": 1}]}, {}, "stage 1 trains 3 layers, but the encoder has 2"),
         ({"stages": [FROZEN]}, {"trainable": False}, r"training\.stages: .* encoder\.trainable is false"),
+        ({"batch_tokens": 100}, {}, r"100 is less than one text may have \(tokenizer\.max_length, 128\)"),
         ({"layer_decay": 0.9}, {"trainable": False}, r"training\.layer_decay: .* encoder\.trainable is false"),
     ],
 )
 def test_options_that_do_not_fit_the_encoder_are_refused(training, encoder, message):
     geometry = BertGeometry(vocab_size=20, num_hidden_layers=2)
     with pytest.raises(ConfigError, match=message):
-        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry)
-    check_options(TrainingConfig(**training | {"stages": [TOP]}), EncoderConfig(), geometry)
+        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 128)
+
+
+def test_options_that_fit_the_encoder_are_taken():
+    training = TrainingConfig(stages=[{"layers": 2, "epochs": 1}], layer_decay=0.9, batch_tokens=128)
+    check_options(training, EncoderConfig(), BertGeometry(vocab_size=20, num_hidden_layers=2), 128)
+    check_options(TrainingConfig(), EncoderConfig(trainable=False), BertGeometry(vocab_size=20), 128)

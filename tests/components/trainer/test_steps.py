@@ -102,3 +102,21 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(averaged, tiny_loop, cut_at, tmp
     assert [e["loss"] for e in again.progress.history] == [e["loss"] for e in averaged.progress.history]
     for a, b in zip(values(averaged.model.variables), values(again.model.variables), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_batches_by_tokens_are_counted_epoch_by_epoch(tiny_loop, cut_at, every_step, tmp_path):
+    options = {"layers": 0, "batch_tokens": 20, "batch_size": 32, "epochs": 4, "patience": 4}
+    whole = tiny_loop(tmp_path / "whole", **options)
+    told = []
+    with progress.listening(lambda _, report: told.append((report["step"], report["steps"]))):
+        whole.run()
+    planned = [len(whole._plan(epoch)) for epoch in range(4)]
+    assert len(set(planned)) > 1
+    assert told[-1] == (sum(planned), sum(planned))
+    assert [step for step, _ in told] == sorted(step for step, _ in told)
+    cut_at(tiny_loop(tmp_path / "cut", **options), planned[0] + 3)
+    again = tiny_loop(tmp_path / "cut", **options)
+    again.run()
+    assert [e["loss"] for e in again.progress.history] == [e["loss"] for e in whole.progress.history]
+    for a, b in zip(values(whole.model.variables), values(again.model.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
