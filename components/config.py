@@ -202,6 +202,8 @@ class TrainingConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0: focal loss, where the easy counts less
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
+    lora_rank: Annotated[int, Field(ge=0)] = 0  # above 0: the encoder learns low-rank updates of its kernels alone
+    lora_alpha: PositiveFloat | None = None  # updates are scaled by alpha / rank; None: by 1
     calibration: Literal["none", "temperature"] = "none"  # fitted on the split `eval`; part of the exported weights
     metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
     patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
@@ -231,6 +233,8 @@ class TrainingConfig(Section):
             raise ValueError("epochs: every stage has its own; remove training.epochs or training.stages")
         if self.batch_tokens is not None and self.batch_size != type(self).model_fields["batch_size"].default:
             raise ValueError("batch_tokens: stands in the place of batch_size; remove one of them")
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError("lora_alpha: needs lora_rank above 0")
         if self.focal_gamma and self.label_smoothing:
             raise ValueError("focal_gamma: a focal loss has hard targets; set label_smoothing or focal_gamma to 0")
         return self

@@ -17,7 +17,12 @@ def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: Be
       ConfigError: naming the option, and what to change.
     """
     if not encoder.trainable:
-        for name, used in (("stages", bool(training.stages)), ("layer_decay", training.layer_decay < 1)):
+        options = {
+            "stages": bool(training.stages),
+            "layer_decay": training.layer_decay < 1,
+            "lora_rank": training.lora_rank > 0,
+        }
+        for name, used in options.items():
             if used:
                 raise ConfigError(
                     f"training.{name}: is about the encoder's learning, but encoder.trainable is false; remove one"
@@ -28,6 +33,13 @@ def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: Be
                 f"training.stages: stage {number} trains {stage.layers} layers, but the encoder has "
                 f'{geometry.num_hidden_layers}; write layers = "all" for all of them and the embeddings'
             )
+    if training.lora_rank and not geometry.num_hidden_layers:
+        raise ConfigError("training.lora_rank: the encoder has no layers (encoder.num_hidden_layers is 0)")
+    narrowest = min(geometry.hidden_size, geometry.intermediate_size)
+    if training.lora_rank >= narrowest:
+        raise ConfigError(
+            f"training.lora_rank: {training.lora_rank} is no low rank for kernels of {narrowest} columns; give less"
+        )
     if training.batch_tokens is not None and training.batch_tokens < max_length:
         raise ConfigError(
             f"training.batch_tokens: {training.batch_tokens} is less than one text may have (tokenizer.max_length, "
