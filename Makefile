@@ -26,7 +26,11 @@ check: setup
 soak: setup
 	@.venv/bin/python tests/e2e/soak.py $(ARGS)
 
-# Resolve the environment anew, for all supported Pythons at once; hashes, no addresses.
+# Resolve the environments anew, the images' from the first's versions; hashes, no addresses.
+RESOLVE = .tools/venv/bin/uv pip compile --quiet --generate-hashes --no-header --python-version 3.11
+IMAGE = $(RESOLVE) --python-platform x86_64-manylinux_2_40 -c deploy/bootstrap/requirements.txt
 lock: setup
-	@.tools/venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-	  --extra pipeline --extra kfp --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt
+	@$(RESOLVE) --universal --extra pipeline --extra kfp --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt
+	@$(IMAGE) --extra pipeline --extra kfp pyproject.toml -o deploy/pipeline/requirements.txt
+	@$(IMAGE) --extra pipeline --extra kfp --extra gpu pyproject.toml -o deploy/pipeline/requirements-gpu.txt
+	@$(RESOLVE) --universal --extra airflow pyproject.toml -o deploy/airflow/requirements.txt

@@ -28,6 +28,11 @@ Seconds = Annotated[float, Field(gt=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 # organisation/name@commit, on the Hugging Face hub.
 HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
+# Node ids of pipeline/graph.py that a configuration can speak of.
+StepName = Literal[
+    "weights", "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
+    "serving_check", "push",
+]  # fmt: skip
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
@@ -335,6 +340,31 @@ class BeamConfig(Section):
         if bad:
             raise ValueError(f"{bad[0]!r} is no flag of Beam's; write each as --name=value")
         return value
+
+
+class TryConfig(Section):
+    """How often a step of a local run is tried, and how long a try may take; None: as `local` says."""
+
+    retries: Annotated[int, Field(ge=0)] | None = None
+    timeout_s: Seconds | None = None
+
+
+class LocalConfig(Section):
+    """A local run's steps. What is refused or configured wrongly is not tried again."""
+
+    retries: Annotated[int, Field(ge=0)] = 0
+    retry_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    timeout_s: Seconds | None = None  # of one try; the step then fails, and counts as any other that failed
+    steps: dict[StepName, TryConfig] = {}
+
+    def of(self, step: str) -> tuple[int, float | None]:
+        """Retries and time-out of a step; `examples_N`, the ingest of one span, counts as `examples`."""
+        name = "examples" if step.startswith("examples_") else step
+        own = self.steps.get(name, TryConfig())  # type: ignore[call-overload]  # a resolver has no name there
+        return (
+            self.retries if own.retries is None else own.retries,
+            self.timeout_s if own.timeout_s is None else own.timeout_s,
+        )
 
 
 class PathsConfig(Section):

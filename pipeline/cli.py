@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from components.errors import ConfigError, PipelineError
+from pipeline import orchestrators
 from pipeline.retraining import commands
 
 app = typer.Typer(
@@ -145,27 +146,6 @@ def weights_command(
     print_weights(_load(config, set_), output, as_json)
 
 
-@app.command("compile")
-@errors_in_words
-def compile_command(
-    config: ConfigPath,
-    target: Annotated[str, typer.Option(help="kubeflow or vertex.")],
-    output: Annotated[Path, typer.Option(help="The file to write: .yaml; for vertex also .json, a PipelineJob.")],
-    set_: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the pipeline as a specification for Kubeflow Pipelines or Vertex AI, by the section [kubeflow]."""
-    from pipeline.kubeflow.target import compile_to
-
-    if target not in ("kubeflow", "vertex"):
-        raise ConfigError(f"--target {target}: is not known; give kubeflow or vertex")
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    tasks = compile_to(_load(config, set_), target, output)  # type: ignore[arg-type]
-    print(
-        json.dumps({"output": str(output), "tasks": tasks}) if as_json else f"{output}: {len(tasks)} tasks for {target}"
-    )
-
-
 @app.command()
 @errors_in_words
 def history(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
@@ -283,6 +263,7 @@ def bench_serve(context: typer.Context) -> None:
 
 
 commands.register(app, errors_in_words)
+orchestrators.register(app, errors_in_words)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from components import config as sections
 from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
+from pipeline.airflow.config import AirflowConfig
 from pipeline.kubeflow.config import KubeflowConfig
 from pipeline.retraining import config as retraining
 
@@ -41,6 +42,7 @@ class Config(sections.Section):
     export: sections.ExportConfig = sections.ExportConfig()
     serving: sections.ServingConfig = sections.ServingConfig()
     beam: sections.BeamConfig = sections.BeamConfig()
+    local: sections.LocalConfig = sections.LocalConfig()
     paths: sections.PathsConfig = sections.PathsConfig()
     window: retraining.WindowConfig = retraining.WindowConfig()
     schedule: retraining.ScheduleConfig = retraining.ScheduleConfig()
@@ -48,6 +50,7 @@ class Config(sections.Section):
     notify: retraining.NotifyConfig = retraining.NotifyConfig()
     watch: retraining.WatchConfig = retraining.WatchConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
+    airflow: AirflowConfig = AirflowConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
@@ -90,7 +93,8 @@ class Config(sections.Section):
 
     def decisive(self) -> dict[str, Any]:
         """As JSON values, without the sections that decide nothing of the result: when, where and for whom to run."""
-        return self.model_dump(mode="json", exclude={"schedule", "retention", "notify", "watch", "kubeflow"})
+        aside = {"local", "schedule", "retention", "notify", "watch", "kubeflow", "airflow"}
+        return self.model_dump(mode="json", exclude=aside)
 
     @property
     def label_column(self) -> str:

@@ -50,6 +50,33 @@ def quiet(log: Path) -> Iterator[Console]:
         stream.close()
 
 
+@contextmanager
+def step_log(log: Path) -> Iterator[None]:
+    """Inside `quiet`: what one step writes goes to a log of its own, after what it wrote before."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    handler = logging.StreamHandler(os.fdopen(file, "w", buffering=1))
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    handler.setFormatter(handlers[0].formatter if handlers else None)
+    root.handlers[:] = [handler]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        root.handlers[:] = handlers
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
+        handler.stream.close()
+
+
 def report_console() -> Console:
     """A console for results on standard output; in a pipe or a file nothing is cut to a terminal's width."""
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -93,7 +120,8 @@ class StepDisplay:
         if self._epoch and not self._console.is_terminal:
             self._console.print(f"    {self._epoch[1]}", style="dim")
         self._epoch = None
-        mark, style = {"done": ("done", "green"), "cached": ("unchanged", "cyan")}.get(event, ("FAILED", "bold red"))
+        marks = {"done": ("done", "green"), "cached": ("unchanged", "cyan"), "again": ("again", "yellow")}
+        mark, style = marks.get(event, ("FAILED", "bold red"))
         self._console.print(f"  [{style}]{step:<20} {mark:<10}[/] {seconds:6.1f} s")
 
     def report(self, event: str, values: dict[str, float | int | str]) -> None:

@@ -97,7 +97,7 @@ def _execute(
     config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float, trigger: str | None
 ) -> dict[str, Any]:
     from components import progress
-    from pipeline.console import StepDisplay, quiet
+    from pipeline.console import StepDisplay, quiet, step_log
 
     root = config.root
     run_id = records.new_run_id(root)
@@ -120,7 +120,10 @@ def _execute(
                 from pipeline import local
 
                 seconds["import"] = round(time.monotonic() - began, 2)
-                result = local.run(pipeline, listen, from_step, to_step)
+                result = local.run(
+                    pipeline, listen, from_step, to_step, config.local,
+                    log=lambda step: step_log(log.with_suffix("") / f"{step}.log"),
+                )  # fmt: skip
             record.update(outcome(result.outputs))
         except PipelineError as error:
             record.update(failure(error))
@@ -166,8 +169,12 @@ def _prepare(config: Config, fingerprint: str, console: Console) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.status("starting TensorFlow, Beam and TFX"):
         from pipeline.graph import create_pipeline
-    refused = sum(map(_serving_refused, records.read_records(config.root)))
-    return create_pipeline(config, run_facts(config, fingerprint), refused)
+    return create_pipeline(config, run_facts(config, fingerprint), serving_refusals(config.root))
+
+
+def serving_refusals(root: Path) -> int:
+    """How often a serving check refused on this root; the check after a refusal is made anew."""
+    return sum(map(_serving_refused, records.read_records(root)))
 
 
 def run_facts(config: Config, fingerprint: str) -> dict[str, Any]:

@@ -7,13 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
-from components.config import Section
+from components.config import Section, StepName
 
-# As in pipeline/steps.py, and before those: what resolves a run's inputs, and the pretrained weights.
-StepName = Literal[
-    "resolve", "weights", "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer",
-    "evaluator", "serving_check", "push",
-]  # fmt: skip
 Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(\.\d+)?(Ki|Mi|Gi|Ti|K|M|G|T)$")]
 Folder = Annotated[str, Field(pattern=r"^/[^:]*[^/:]$")]
 _TAG = re.compile(r"(@sha256:[0-9a-f]{64}|:(?P<tag>[\w][\w.-]{0,127}))$", re.ASCII)
@@ -44,7 +39,7 @@ class KubeflowConfig(Section):
     set: tuple[str, ...] = ()
     cache: bool = True  # a step whose inputs are known is answered from the platform's cache
     default: StepConfig = StepConfig(cpu=2, memory="8Gi")
-    steps: dict[StepName, StepConfig] = {}
+    steps: dict[StepName | Literal["resolve"], StepConfig] = {}
 
     @field_validator("image", "gpu_image")
     @classmethod

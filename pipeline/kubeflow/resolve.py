@@ -29,8 +29,9 @@ from pipeline.config import Config, read_values
 from pipeline.fingerprint import FileHashes, run_fingerprint
 from pipeline.graph import create_pipeline
 from pipeline.kubeflow import ledger
-from pipeline.kubeflow.spec import LOOKUPS, place_of
+from pipeline.kubeflow.spec import LOOKUPS
 from pipeline.kubeflow.step import LOOKUP, write_output_file
+from pipeline.nodes import place_of
 from pipeline.run import run_facts
 
 pb: Any = pipeline_spec_pb2  # generated code: mypy sees no messages in it

@@ -5,30 +5,28 @@
     executor    image, command line, resources
 
 `resolve` comes first and feeds every other task one parameter (see resolve.py). The nodes are those of a local run, but
-the resolvers, whose work `resolve` does. A window of N spans has N places, `examples_0` being the newest, so that the
-specification holds for whatever spans there are when it runs.
+the resolvers, whose work `resolve` does.
 https://www.kubeflow.org/docs/components/pipelines/user-guides/core-functions/compile-a-pipeline/
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
-from tfx import types
 from tfx.dsl.components.base import base_component, base_driver, executor_spec
 from tfx.dsl.components.common.resolver import Resolver
-from tfx.types.channel import UnionChannel
-from tfx.utils import name_utils
 
 from components.errors import ConfigError
 from components.examples.driver import ContentDriver
 from pipeline.kubeflow.artifacts import schema_of
 from pipeline.kubeflow.config import KubeflowConfig, StepConfig
 from pipeline.kubeflow.step import LOOKUP
+from pipeline.nodes import Step
 
 pb: Any = pipeline_spec_pb2  # generated code: mypy sees no messages in it
 _STRING, _LIST = pb.ParameterType.STRING, pb.ParameterType.LIST
@@ -36,24 +34,6 @@ _STRING, _LIST = pb.ParameterType.STRING, pb.ParameterType.LIST
 LOOKUPS = {"previous_schema": "schema", "previous_statistics": "statistics", "live_model": "model"}
 _UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_CPP_MIN_LOG_LEVEL": "2", "HOME": "/tmp"}
-
-
-@dataclass
-class Step:
-    """A node of the graph: its id, executor and edges; a producer is a step's id and an output's name."""
-
-    id: str
-    executor: str
-    on_beam: bool
-    outputs: dict[str, type[types.Artifact]]
-    inputs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    lookups: dict[str, str] = field(default_factory=dict)  # input → one of LOOKUPS
-    after: set[str] = field(default_factory=set)
-
-    @property
-    def section(self) -> str:
-        """Where the configuration speaks of it, in [kubeflow.steps]."""
-        return "examples" if self.id.startswith("examples_") else self.id
 
 
 @dataclass(frozen=True)
@@ -79,44 +59,15 @@ class Placement:
     remote: frozenset[str] = frozenset()
 
 
-def place_of(node_id: str, members: Sequence[int]) -> str:
-    """The step of a node: a span's ingest is known by its age in the window, 0 for the newest."""
-    prefix, _, span = node_id.rpartition("_")
-    if prefix == "examples" and span.isdigit():
-        return f"examples_{len(members) - 1 - members.index(int(span))}"
-    return node_id
-
-
-def steps_of(graph: Any, members: Sequence[int], window: int) -> list[Step]:
-    """The steps of a TFX pipeline, in its order.
-
-    Args:
-      graph: from `pipeline.graph`.
-      members: spans that it was built for, oldest first.
-      window: how many places there are for spans.
-
-    Raises:
-      ConfigError: a node cannot run in a container; it is named.
-    """
-    nodes = [node for node in graph.components if not isinstance(node, Resolver)]
-    resolvers = {node.id: node for node in graph.components if isinstance(node, Resolver)}
-    for name in resolvers:
-        if name not in LOOKUPS:
-            raise ConfigError(f"step {name}: is a resolver that Kubeflow does not have, and `resolve` knows nothing of")
-    steps = []
-    for node in nodes:
-        _check(node)
-        step = Step(
-            place_of(node.id, members),
-            name_utils.get_full_name(node.executor_spec.executor_class),
-            isinstance(node.executor_spec, executor_spec.BeamExecutorSpec),
-            {key: channel.type for key, channel in node.outputs.items()},
-        )
-        for key, channel in node.inputs.items():
-            _connect(step, key, channel, members)
-        step.after |= {place_of(other.id, members) for other in node.upstream_nodes if other.id not in resolvers}
-        steps.append(step)
-    return steps if window == 1 else _with_places(steps, window)
+def check_nodes(graph: Any) -> None:
+    """Raises ConfigError where a node of a TFX pipeline cannot run in a container; it is named."""
+    for node in graph.components:
+        if not isinstance(node, Resolver):
+            _check(node)
+        elif node.id not in LOOKUPS:
+            raise ConfigError(
+                f"step {node.id}: is a resolver that Kubeflow does not have, and `resolve` knows nothing of"
+            )
 
 
 def _check(node: Any) -> None:
@@ -128,35 +79,9 @@ def _check(node: Any) -> None:
         raise ConfigError(f"step {node.id}: Kubeflow has no driver of one's own ({node.DRIVER_CLASS.__name__})")
 
 
-def _connect(step: Step, key: str, channel: Any, members: Sequence[int]) -> None:
-    if isinstance(channel, UnionChannel):
-        for number, one in enumerate(channel.channels):
-            step.inputs[f"{key}__{number}"] = (place_of(one.producer_component_id, members), one.output_key)
-    elif channel.producer_component_id in LOOKUPS:
-        step.lookups[key] = channel.producer_component_id
-    else:
-        step.inputs[key] = (place_of(channel.producer_component_id, members), channel.output_key)
-
-
-def _with_places(steps: list[Step], window: int) -> list[Step]:
-    """As many places for spans as the window has, whatever spans there were when the graph was built."""
-    (pattern, *_) = [step for step in steps if step.section == "examples" and step.id != "examples"]
-    others = [step for step in steps if step.section != "examples" or step.id == "examples"]
-    for step in others:
-        if step.id == "examples":
-            ids = [f"examples_{number}" for number in range(window)]
-            step.inputs = {f"spans__{number}": (name, "examples") for number, name in enumerate(ids)}
-            step.after = set(ids)
-    places = [
-        Step(f"examples_{number}", pattern.executor, pattern.on_beam, pattern.outputs) for number in range(window)
-    ]
-    weights = [step for step in others if step.id == "weights"]
-    return [*weights, *places, *(step for step in others if step.id != "weights")]
-
-
 def pipeline_spec(steps: Sequence[Step], placement: Placement) -> Any:
     """The `PipelineSpec` message."""
-    spec = pb.PipelineSpec(schema_version="2.1.0", sdk_version="kfp-2.16.1")
+    spec = pb.PipelineSpec(schema_version="2.1.0", sdk_version=f"kfp-{metadata.version('kfp')}")
     spec.pipeline_info.name = placement.name
     spec.pipeline_info.description = "Made by `biobert-cnn compile`."
     parameters = spec.root.input_definitions.parameters

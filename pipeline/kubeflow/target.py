@@ -45,13 +45,14 @@ def compile_to(config: Config, target: Target, output: Path) -> list[str]:
     root = _check(config, target, there)
     from google.protobuf import json_format
 
-    from pipeline import spans
+    from pipeline import nodes, spans
     from pipeline.graph import create_pipeline
     from pipeline.kubeflow import spec
 
     graph = create_pipeline(config, {})
     members = spans.spans_of_run(config.data, config.window)
-    steps = spec.steps_of(graph, members, int(config.window.last))
+    spec.check_nodes(graph)
+    steps = nodes.steps_of(graph, members, int(config.window.last))
     beam, remote = _beam(config, target, steps, graph.beam_pipeline_args)
     placement = spec.Placement(
         name=_name(config.name),

@@ -152,7 +152,7 @@ def test_too_many_bad_rows_stop_the_run_and_are_kept(project) -> None:
     kept = [path for path in project.root.rglob("*dead_letters*") if path.is_file()]
     kept += [path for folder in project.root.rglob("dead_letters") for path in folder.rglob("*") if path.is_file()]
     assert any("Confidential" in path.read_text() for path in kept)
-    logs = "".join(path.read_text(errors="replace") for path in (project.root / "logs").glob("*.log"))
+    logs = "".join(path.read_text(errors="replace") for path in (project.root / "logs").rglob("*.log"))
     assert "Confidential" not in logs
 
 
@@ -198,5 +198,5 @@ def test_history_lists_every_run(project) -> None:
 
 def test_no_text_of_the_data_is_in_any_log(project) -> None:
     first = (project.folder / "rows" / "train.csv").read_text().splitlines()[1].split(",", 2)[2][:60]
-    for path in (project.root / "logs").glob("*.log"):
+    for path in (project.root / "logs").rglob("*.log"):
         assert first not in path.read_text(errors="replace"), path

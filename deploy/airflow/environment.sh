@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes an environment with Airflow alone, apart from the pipeline's own; prints its `airflow` program:
+#
+#   deploy/airflow/environment.sh [FOLDER]          # default: .tools/airflow, once
+#
+# Locked with hashes in requirements.txt, which `make lock` resolves anew. pip's own settings apply.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+folder=${1:-$root/.tools/airflow}
+uv=$root/.tools/venv/bin/uv
+[ -x "$uv" ] || { echo "airflow: make setup first" >&2; exit 1; }
+wanted=$(sha256sum < "$here/requirements.txt")
+if [ "$(cat "$folder/stamp" 2>/dev/null)" != "$wanted" ]; then
+  index=${PIP_INDEX_URL:-$(python3 -m pip config get global.index-url 2>/dev/null || true)}
+  [ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+  [ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
+  export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
+  rm -rf "$folder"
+  "$uv" venv --quiet --python python3 "$folder"
+  "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes -r "$here/requirements.txt"
+  echo "$wanted" > "$folder/stamp"
+fi
+echo "$folder/bin/airflow"
