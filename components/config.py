@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,8 +30,8 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
 # Node ids of pipeline/graph.py that a configuration can speak of.
 StepName = Literal[
-    "weights", "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
-    "serving_check", "push",
+    "weights", "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "tuner", "trainer",
+    "evaluator", "serving_check", "push",
 ]  # fmt: skip
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
@@ -243,6 +243,73 @@ class TrainingConfig(Section):
         if self.focal_gamma and self.label_smoothing:
             raise ValueError("focal_gamma: a focal loss has hard targets; set label_smoothing or focal_gamma to 0")
         return self
+
+
+class Range(Section):
+    """Numbers between two, both included: whole ones where all that is given is whole."""
+
+    min: int | float
+    max: int | float
+    step: Annotated[int | float, Field(gt=0)] | None = None  # None: any number between, or every whole one
+    sampling: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if self.min >= self.max:
+            raise ValueError("min: must be less than max")
+        if self.sampling == "log" and self.min <= 0:
+            raise ValueError("sampling: log needs a min above 0")
+        if self.sampling == "log" and self.step is not None:
+            raise ValueError("step: a logarithmic range has none")
+        return self
+
+
+Values = tuple[Any, ...] | Range
+
+
+class SpaceConfig(Section):
+    """What a search may change: by section and key, values to choose from, or a range of numbers."""
+
+    head: dict[str, Values] = {}
+    training: dict[str, Values] = {}
+    encoder: dict[str, Values] = {}
+
+    def by_name(self) -> dict[str, Values]:
+        """Values by "section.key"."""
+        sections = {"head": self.head, "training": self.training, "encoder": self.encoder}
+        return {f"{section}.{key}": values for section, keys in sections.items() for key, values in keys.items()}
+
+    @model_validator(mode="after")
+    def _keys_are_known_and_may_vary(self) -> SpaceConfig:
+        models: dict[str, type[Section]] = {"head": HeadConfig, "training": TrainingConfig, "encoder": EncoderConfig}
+        if not self.by_name():
+            raise ValueError("is empty; name what to search over, for example training.learning_rate")
+        for name, values in self.by_name().items():
+            section, _, key = name.partition(".")
+            known = models[section].model_fields
+            if key not in known:
+                raise ValueError(f"{name}: is not a known key; known here: {', '.join(known)}")
+            if name in _FIXED:
+                raise ValueError(f"{name}: stays the same for all trials; remove it")
+            if isinstance(values, tuple) and len(values) < 2:
+                raise ValueError(f"{name}: give at least two values to choose from")
+        return self
+
+
+# Not for a search: what trials are compared by, where and in which precision, and what the Trainer alone does.
+_FIXED = (
+    "training.metric", "training.seed", "training.calibration", "training.mixed_precision",
+    "training.checkpoint_steps", "encoder.config", "encoder.weights",
+)  # fmt: skip
+
+
+class TunerConfig(Section):
+    """A search for hyperparameters before training (KerasTuner), by `training.metric` on the split `eval`."""
+
+    space: SpaceConfig
+    max_trials: PositiveInt = 10
+    algorithm: Literal["random", "bayesian", "grid"] = "bayesian"
+    seed: PositiveInt = 1
 
 
 class ValidationConfig(Section):

@@ -3,6 +3,7 @@
 PipelineError
 ├── ConfigError       the configuration, or what it points at, is not usable      (exit status 2)
 ├── DataError         the data must not be learned from as it is                  (exit status 1)
+├── DivergenceError   the loss of a training is no longer a finite number         (exit status 1)
 ├── CheckpointError   weights, vocabulary and configuration do not fit together   (exit status 1)
 ├── ExportError     the exported model would not run where it is to be served     (exit status 1)
 ├── ServingError      the exported model does not answer as it must               (exit status 1)
@@ -32,6 +33,10 @@ class ConfigError(PipelineError):
 
 class DataError(PipelineError):
     """Rows, statistics or anomalies that stop a run before anything is learned from them."""
+
+
+class DivergenceError(PipelineError):
+    """A training whose loss is no longer a finite number."""
 
 
 class CheckpointError(PipelineError):

@@ -75,12 +75,12 @@ def run_command(
 ) -> None:
     """Run the pipeline: data → validated, gated, served model version."""
     from pipeline import run as runs
-    from pipeline.steps import check_steps
+    from pipeline.steps import check_steps, steps_of
 
     loaded = None
     try:
         loaded = _load(config, set_)
-        check_steps(from_step, to_step)
+        check_steps(from_step, to_step, steps_of(loaded))
         record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:
         if as_json:

@@ -37,6 +37,7 @@ class Config(sections.Section):
     encoder: sections.EncoderConfig = sections.EncoderConfig()
     head: sections.HeadConfig = sections.HeadConfig()
     training: sections.TrainingConfig = sections.TrainingConfig()
+    tuner: sections.TunerConfig | None = None  # None: no search
     validation: sections.ValidationConfig = sections.ValidationConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
     export: sections.ExportConfig = sections.ExportConfig()
@@ -83,6 +84,8 @@ class Config(sections.Section):
         weights = self.training.class_weights
         if isinstance(weights, dict) and set(weights) != set(self.labels):
             raise ValueError("training.class_weights: give a weight for every label, or 'balanced', or 'none'")
+        if self.tuner is not None:
+            self._check_search(self.tuner)
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
         if self.schedule.serving_drift is not None and self.validation.serving_logs is None:
@@ -90,6 +93,19 @@ class Config(sections.Section):
         if self.window != retraining.WindowConfig() and "{SPAN}" not in next(iter(self.data.splits.values())):
             raise ValueError("window: the data has no spans; write {SPAN} in every glob of data.splits")
         return self
+
+    def _check_search(self, tuner: sections.TunerConfig) -> None:
+        if self.window.warm_start:
+            raise ValueError("tuner: trials do not start from the live model; set window.warm_start = false")
+        for name, values in tuner.space.by_name().items():
+            section, _, key = name.partition(".")
+            own = getattr(self, section)
+            for value in values if isinstance(values, tuple) else (values.min, values.max):
+                try:
+                    type(own).model_validate({**own.model_dump(), key: value})
+                except ValidationError as error:
+                    message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"tuner.space.{name}: {json.dumps(value)}: {message}") from None
 
     def decisive(self) -> dict[str, Any]:
         """As JSON values, without the sections that decide nothing of the result: when, where and for whom to run."""

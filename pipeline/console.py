@@ -125,7 +125,13 @@ class StepDisplay:
         self._console.print(f"  [{style}]{step:<20} {mark:<10}[/] {seconds:6.1f} s")
 
     def report(self, event: str, values: dict[str, float | int | str]) -> None:
-        """Listens to `components.progress`: the trainer's loss, metric, texts/s and time left."""
+        """Listens to `components.progress`: the trainer's loss, metric, texts/s and time left; the tuner's trials."""
+        if event == "tune":
+            self._epoch = None
+            best = (
+                f"metric {values['metric']:.4f}  best {values['best']:.4f}" if "metric" in values else "not trainable"
+            )
+            self._console.print(f"    trial {values['trial']}/{values['trials']}  {best}", style="dim")
         if event != "train":
             return
         figures = _figures(values)

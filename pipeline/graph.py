@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tfx.components import ExampleValidator, Trainer, Transform
+from tfx.components import ExampleValidator, Trainer, Transform, Tuner
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata, pipeline
 from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
@@ -21,7 +21,7 @@ from components.push.live_model import LiveModelStrategy
 from components.schema.component import TextSchemaGen
 from components.serving_check.component import ServingCheck
 from components.statistics.component import TextStatisticsGen
-from components.trainer.component import PretrainedTrainer
+from components.trainer.component import PretrainedTrainer, PretrainedTuner
 from components.validation.component import DataGate
 from components.validation.previous import PreviousSchemaStrategy, PreviousStatisticsStrategy
 from pipeline import spans
@@ -160,6 +160,9 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         },
     }
     weights = _pretrained_weights(config)
+    tuner = _tuner(config, training, weights)
+    if tuner is not None:
+        training["hyperparameters"] = tuner.outputs["best_hyperparameters"]
     if weights is None:
         trainer = Trainer(**training).with_id("trainer")
     else:
@@ -214,6 +217,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             gate,
             transform,
             live,
+            *([tuner] if tuner else []),
             trainer,
             evaluator,
             check,
@@ -277,6 +281,26 @@ def _pretrained_weights(config: Config) -> PretrainedWeights | None:
         file_hashes=_encoder_hashes(config),
         code=code_fingerprint("components/encoder"),
     ).with_id("weights")
+
+
+def _tuner(config: Config, training: dict[str, Any], weights: PretrainedWeights | None) -> Any | None:
+    """The node of the search, which trains as the trainer does; None where there is none."""
+    if config.tuner is None:
+        return None
+    settings = {k: v for k, v in training["custom_config"].items() if k not in ("export", "checkpoint_dir")}
+    tuning: dict[str, Any] = {
+        "tuner_fn": "components.tuner.tuner_fn.tuner_fn",
+        **{key: training[key] for key in ("examples", "transform_graph", "train_args", "eval_args")},
+        "custom_config": {
+            **settings,
+            "tuner": config.tuner.model_dump(mode="json"),
+            "tuner_dir": str(config.root / "tuner"),
+            "code": settings["code"] + code_fingerprint("components/tuner"),
+        },
+    }
+    if weights is None:
+        return Tuner(**tuning).with_id("tuner")
+    return PretrainedTuner(encoder_weights=weights.outputs["weights"], **tuning).with_id("tuner")
 
 
 def _input_bytes(config: Config) -> int:

@@ -7,19 +7,27 @@ from pathlib import Path
 from components.errors import ConfigError, PipelineError
 from pipeline.config import Config
 
-# Node ids of pipeline/graph.py, in order: what `run --from` and `--to` take.
+# Node ids of pipeline/graph.py, in order: what `run --from` and `--to` take; `steps_of` knows the optional one.
 STEPS = (
     "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "trainer", "evaluator",
     "serving_check", "push",
 )  # fmt: skip
 
 
-def check_steps(from_step: str | None, to_step: str | None) -> None:
+def steps_of(config: Config) -> tuple[str, ...]:
+    """The steps of a configuration: `tuner` stands before `trainer` where there is a search."""
+    if config.tuner is None:
+        return STEPS
+    place = STEPS.index("trainer")
+    return (*STEPS[:place], "tuner", *STEPS[place:])
+
+
+def check_steps(from_step: str | None, to_step: str | None, steps: tuple[str, ...] = STEPS) -> None:
     """Raises ConfigError where a step does not exist or the two are in the wrong order."""
     for flag, step in (("--from", from_step), ("--to", to_step)):
-        if step is not None and step not in STEPS:
-            raise ConfigError(f"{flag} {step}: there is no such step; the steps are {', '.join(STEPS)}")
-    if from_step and to_step and STEPS.index(from_step) > STEPS.index(to_step):
+        if step is not None and step not in steps:
+            raise ConfigError(f"{flag} {step}: there is no such step; the steps are {', '.join(steps)}")
+    if from_step and to_step and steps.index(from_step) > steps.index(to_step):
         raise ConfigError(f"--from {from_step} --to {to_step}: {to_step} comes first")
 
 

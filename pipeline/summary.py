@@ -15,8 +15,10 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
         _print_data(console, data, record.get("training"))
     if record.get("metrics"):
         _print_metrics(console, record)
-    calibration = (record.get("training") or {}).get("calibration")
-    if calibration:
+    training = record.get("training") or {}
+    if found := training.get("hyperparameters"):
+        console.print("found by the tuner: " + ", ".join(f"{name} = {value}" for name, value in found.items()))
+    if calibration := training.get("calibration"):
         _print_calibration(console, calibration)
     if record.get("gates"):
         table = Table(title="gates", title_justify="left", box=None, header_style="bold")

@@ -1,4 +1,4 @@
-"""TFX's Trainer with one more typed input: the encoder's pretrained weights."""
+"""TFX's Trainer and Tuner with one more typed input: the encoder's pretrained weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from tfx import types
 from tfx.components.trainer import executor
+from tfx.components.tuner import executor as tuner_executor
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
 from tfx.types.component_spec import ChannelParameter
@@ -23,11 +24,31 @@ class Executor(executor.GenericExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        key = standard_component_specs.CUSTOM_CONFIG_KEY
-        config = json_utils.loads(exec_properties[key])
-        config["encoder_weights"] = artifact_utils.get_single_uri(input_dict["encoder_weights"])
-        inputs = {name: artifacts for name, artifacts in input_dict.items() if name != "encoder_weights"}
-        super().Do(inputs, output_dict, {**exec_properties, key: json_utils.dumps(config)})
+        super().Do(*_told(input_dict, output_dict, exec_properties))
+
+
+class TunerExecutor(tuner_executor.Executor):
+    """Tells `tuner_fn` the same."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        super().Do(*_told(input_dict, output_dict, exec_properties))
+
+
+def _told(
+    input_dict: dict[str, list[types.Artifact]],
+    output_dict: dict[str, list[types.Artifact]],
+    exec_properties: dict[str, Any],
+) -> tuple[dict[str, list[types.Artifact]], dict[str, list[types.Artifact]], dict[str, Any]]:
+    key = standard_component_specs.CUSTOM_CONFIG_KEY
+    config = json_utils.loads(exec_properties[key])
+    config["encoder_weights"] = artifact_utils.get_single_uri(input_dict["encoder_weights"])
+    inputs = {name: artifacts for name, artifacts in input_dict.items() if name != "encoder_weights"}
+    return inputs, output_dict, {**exec_properties, key: json_utils.dumps(config)}
 
 
 class PretrainedTrainerSpec(standard_component_specs.TrainerSpec):
@@ -35,6 +56,15 @@ class PretrainedTrainerSpec(standard_component_specs.TrainerSpec):
 
     INPUTS = {
         **standard_component_specs.TrainerSpec.INPUTS,
+        "encoder_weights": ChannelParameter(type=EncoderWeights),
+    }
+
+
+class PretrainedTunerSpec(standard_component_specs.TunerSpec):
+    """As TFX's Tuner, and the encoder's weights."""
+
+    INPUTS = {
+        **standard_component_specs.TunerSpec.INPUTS,
         "encoder_weights": ChannelParameter(type=EncoderWeights),
     }
 
@@ -56,6 +86,7 @@ class PretrainedTrainer(base_component.BaseComponent):
         train_args: Any,
         eval_args: Any,
         custom_config: dict[str, Any],
+        hyperparameters: types.BaseChannel | None = None,
     ) -> None:
         """Args: of TFX's Trainer, and `encoder_weights`, the output of `PretrainedWeights`."""
         super().__init__(
@@ -64,11 +95,46 @@ class PretrainedTrainer(base_component.BaseComponent):
                 examples=examples,
                 transform_graph=transform_graph,
                 base_model=base_model,
+                hyperparameters=hyperparameters,
                 run_fn=run_fn,
                 train_args=train_args,
                 eval_args=eval_args,
                 custom_config=json_utils.dumps(custom_config),
                 model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
+            )
+        )
+
+
+class PretrainedTuner(base_component.BaseComponent):
+    """TFX's Tuner for an encoder that starts from pretrained weights; outputs `best_hyperparameters` and
+    `tuner_results`."""
+
+    SPEC_CLASS = PretrainedTunerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(TunerExecutor)
+
+    def __init__(
+        self,
+        *,
+        encoder_weights: types.BaseChannel,
+        examples: types.BaseChannel,
+        transform_graph: types.BaseChannel,
+        tuner_fn: str,
+        train_args: Any,
+        eval_args: Any,
+        custom_config: dict[str, Any],
+    ) -> None:
+        """Args: of TFX's Tuner, and `encoder_weights`, the output of `PretrainedWeights`."""
+        super().__init__(
+            PretrainedTunerSpec(
+                encoder_weights=encoder_weights,
+                examples=examples,
+                transform_graph=transform_graph,
+                tuner_fn=tuner_fn,
+                train_args=train_args,
+                eval_args=eval_args,
+                custom_config=json_utils.dumps(custom_config),
+                best_hyperparameters=types.Channel(type=standard_artifacts.HyperParameters),
+                tuner_results=types.Channel(type=standard_artifacts.TunerResults),
             )
         )

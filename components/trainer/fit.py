@@ -7,12 +7,13 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
+from pydantic import ValidationError
 
 from components.classifier.model import TextClassifier, build_classifier
-from components.config import EncoderConfig, HeadConfig, TrainingConfig
+from components.config import EncoderConfig, HeadConfig, Section, TrainingConfig
 from components.encoder.checkpoint import load_weights
 from components.encoder.config import BertGeometry, geometry_in_use
 from components.encoder.conversion import read_record
@@ -24,6 +25,8 @@ from components.trainer.lora import enable_lora, merged_values
 from components.trainer.losses import class_weights
 from components.trainer.options import check_options
 from components.trainer.warm_start import warm_start
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def fit(
     Raises:
       ConfigError, CheckpointError, PipelineError: as their messages say.
     """
-    training = TrainingConfig.model_validate(config["training"])
+    training = _section(TrainingConfig, config, "training")
     keras.utils.set_random_seed(training.seed)
     strategy = choose_strategy()
     mixed = training.mixed_precision and has_bfloat16()
@@ -89,12 +92,12 @@ def fit(
 
 
 def _build(config: dict[str, Any], policy: str) -> TextClassifier:
-    encoder = EncoderConfig.model_validate(config["encoder"])
+    encoder = _section(EncoderConfig, config, "encoder")
     geometry = _geometry(config, encoder)
-    check_options(TrainingConfig.model_validate(config["training"]), encoder, geometry, config["max_length"])
+    check_options(_section(TrainingConfig, config, "training"), encoder, geometry, config["max_length"])
     return build_classifier(
         geometry,
-        HeadConfig.model_validate(config["head"]),
+        _section(HeadConfig, config, "head"),
         config["task"],
         len(config["labels"]),
         config["pairs"],
@@ -102,6 +105,16 @@ def _build(config: dict[str, Any], policy: str) -> TextClassifier:
         policy,
         encoder.trainable,
     )
+
+
+def _section(kind: type[AnySection], config: dict[str, Any], name: str) -> AnySection:
+    """A section of the configuration; with a trial's values in it, it may be none."""
+    try:
+        return kind.model_validate(config[name])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, (name, *first["loc"])))
+        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _load_weights(model: TextClassifier, config: dict[str, Any]) -> dict[str, Any] | None:

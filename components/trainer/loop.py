@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from components.classifier.model import TextClassifier
 from components.config import Task, TrainingConfig
-from components.errors import PipelineError
+from components.errors import DivergenceError
 from components.progress import report
 from components.trainer import state
 from components.trainer.average import MovingAverage
@@ -98,7 +98,8 @@ class Loop:
         """Trains each stage to its last epoch, or until `patience` epochs brought no better metric.
 
         Raises:
-          PipelineError: the loss is no longer a finite number, or the disk is full.
+          DivergenceError: the loss is no longer a finite number.
+          PipelineError: the disk is full.
           CheckpointError: the checkpoint that is there cannot be read.
         """
         kept = self._restore()
@@ -187,7 +188,7 @@ class Loop:
         values = [float(loss) for loss in losses]
         losses.clear()
         if not np.all(np.isfinite(values)):
-            raise PipelineError(
+            raise DivergenceError(
                 f"Trainer: the loss is not finite in epoch {self.progress.epoch + 1} by step "
                 f"{self.progress.step}; lower training.learning_rate or training.clip_norm"
             )

@@ -20,6 +20,7 @@ from components.trainer.batches import Examples, read_examples
 from components.trainer.calibration import calibrate
 from components.trainer.export import TransformGraph, export
 from components.trainer.fit import fit
+from components.trainer.hyperparameters import decoded, with_values
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.steps import make_predict_step, predict
 
@@ -31,7 +32,8 @@ def run_fn(fn_args: Any) -> None:
 
     Args:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
-        `base_model` (a SavedModel to start from, or None), and `custom_config` with `task`, `labels`, `pairs`,
+        `base_model` (a SavedModel to start from, or None), `hyperparameters` (what the Tuner found best, which stands
+        above the configuration, or None), and `custom_config` with `task`, `labels`, `pairs`,
         `vocab_file`, `lower_case`, `max_length`, `encoder_config_file`, the sections `encoder`, `head`,
         `training` and (absent for float32) `export`, `checkpoint_dir`, and, where the pipeline converted pretrained
         weights, their folder `encoder_weights`.
@@ -41,6 +43,10 @@ def run_fn(fn_args: Any) -> None:
     """
     started = time.monotonic()
     config = fn_args.custom_config
+    found = getattr(fn_args, "hyperparameters", None)  # KerasTuner's own account of a trial
+    hyperparameters = decoded(found["values"]) if found else None
+    if hyperparameters:
+        config = with_values(config, hyperparameters)
     task, labels, pairs = config["task"], list(config["labels"]), config["pairs"]
     training = TrainingConfig.model_validate(config["training"])
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
@@ -72,6 +78,7 @@ def run_fn(fn_args: Any) -> None:
         "warm_start": fitted.warm_start,
         "mixed_precision": fitted.mixed,
         "replicas": fitted.replicas,
+        "hyperparameters": hyperparameters,
         "calibration": calibration,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
     }

@@ -32,6 +32,24 @@ def test_minimal_configuration_has_defaults_and_absolute_paths(minimal: Path) ->
     assert config.serving_dir == config.root / "serving" / "biobert_cnn"
 
 
+def test_a_search_is_read_from_nested_keys_and_is_no_part_by_default(minimal: Path) -> None:
+    assert load_config(minimal).tuner is None
+    rates = "tuner.space.training.learning_rate={min=1e-4, max=1e-2, sampling='log'}"
+    config = load_config(minimal, ["tuner.space.head.kind=['cls', 'attention']", rates])
+    assert config.tuner is not None
+    assert sorted(config.tuner.space.by_name()) == ["head.kind", "training.learning_rate"]
+    assert config.tuner == type(config.tuner).model_validate(config.tuner.model_dump(mode="json"))
+
+
+def test_a_search_does_not_go_with_a_warm_start(minimal: Path) -> None:
+    for name in ("train", "dev"):
+        (minimal.parent / "rows" / f"1-{name}.csv").write_text("text,label\na,yes\n")
+    spans = ["data.splits={train='{SPAN}-train.csv', eval='{SPAN}-dev.csv'}", "window.warm_start=true", "window.last=2"]
+    load_config(minimal, spans)
+    found = message(minimal, *spans, "tuner.space.head.kind=['cls', 'attention']")
+    assert "tuner: trials do not start from the live model; set window.warm_start = false" in found
+
+
 def test_configuration_cannot_be_changed(minimal: Path) -> None:
     with pytest.raises(ValidationError):
         load_config(minimal).name = "other"  # type: ignore[misc]
@@ -55,6 +73,10 @@ def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
         ("training.stages=[{layers=1, epochs=1, rate=3}]", "training.stages.0.rate: is not a known key"),
         ("training.stages=[{layers=13, epochs=1}]", "stage 1 trains 13 layers, but the encoder has 12; write layers"),
         ("export.precision=fp16", "'float32', 'bfloat16' or 'int8'; \"fp16\" given"),
+        ("tuner.space.head.kindd=['cls','flatten']", "tuner.space: head.kindd: is not a known key; known here: kind"),
+        ("tuner.space.head.kind=['cls','cnn']", "tuner.space.head.kind: \"cnn\": Input should be 'flatten'"),
+        ("tuner.space.head.dropout={min=0.1, max=1}", "tuner.space.head.dropout: 1: Input should be less than 1"),
+        ("tuner.max_trials=3", "tuner.space: is missing"),
         ("head.kind=cnn", "'attention' or 'cls'; \"cnn\" given"),
         ("head.filters=[1,2]", "give one number, or one for each of the 4 widths"),
         ("labels=['a','a']", "a label stands there twice"),

@@ -9,7 +9,7 @@ from components.errors import BusyError, ConfigError
 from pipeline.config import Config, load_config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, run_fingerprint
 from pipeline.records import new_run_id, read_records, root_lock, write_record
-from pipeline.steps import STEPS, check_steps
+from pipeline.steps import STEPS, check_steps, steps_of
 
 TOML = """
 task = "binary"
@@ -96,6 +96,15 @@ def test_unknown_or_reversed_steps_are_named() -> None:
         check_steps("train", None)
     with pytest.raises(ConfigError, match="examples comes first"):
         check_steps("push", STEPS[0])
+    with pytest.raises(ConfigError, match="there is no such step"):
+        check_steps("tuner", None)
+
+
+def test_a_configured_search_is_a_step(minimal: Path) -> None:
+    assert steps_of(load_config(minimal)) == STEPS
+    searched = steps_of(load_config(minimal, ["tuner.space.head.kind=['cls', 'attention']"]))
+    assert [step for step in searched if step not in STEPS] == ["tuner"]
+    check_steps("tuner", "trainer", searched)
 
 
 def test_damaged_state_files_are_made_anew_or_named(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     metric = {"value": 0.72184, "low": 0.68721, "high": 0.75443}
     calibration = {"temperature": 1.234, "error_before": 0.05, "error_after": 0.02, "loss_before": 1, "loss_after": 0.9}
     training = {"truncated": {"train": 5, "eval": 1}, "calibration": calibration}
+    training["hyperparameters"] = {"head.kind": "cls", "training.learning_rate": 0.001}
     found = record(
         status="pushed", version=7, model_path="/m/7", data=data, training=training,
         metrics={"macro_f1": metric}, baseline={"macro_f1": 0.645},
@@ -106,6 +107,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     ).replace("   ", "  ")
     assert "holds" in text
     assert "pushed version 7 → /m/7" in text
+    assert "found by the tuner: head.kind = cls, training.learning_rate = 0.001" in text
     assert (
         "calibration on split eval: temperature 1.234, expected calibration error 0.0500 → 0.0200, log loss "
         "1.0000 → 0.9000" in text
