@@ -130,7 +130,30 @@ class TokenizerConfig(Section):
 
     vocab: Path | None = None  # None: the shipped BioBERT vocabulary
     lower_case: bool = False
-    max_length: Annotated[int, Field(ge=3)] = 128  # tokens, special ones included; longer texts are truncated
+    max_length: Annotated[int, Field(ge=3)] = 128  # tokens that the encoder sees at once, special ones included
+    # What becomes of a longer text: "truncate" cuts off its end (of a pair, the longer segment's); "windows" has it
+    # read in overlapping windows, and the head pools over all of them (single texts alone).
+    long_text: Literal["truncate", "windows"] = "truncate"
+    overlap: Annotated[int, Field(ge=0)] = 32  # tokens that neighbouring windows share; at most half a window
+    max_windows: Annotated[int, Field(ge=2)] = 16  # a text that needs more is truncated to so many
+
+    @model_validator(mode="after")
+    def _windows_move_on(self) -> TokenizerConfig:
+        if self.long_text == "windows" and self.overlap > (self.max_length - 2) // 2:
+            raise ValueError(f"overlap: {self.overlap} tokens are more than half of a window's {self.max_length - 2}")
+        return self
+
+    @property
+    def longest_text(self) -> int:
+        """The greatest number of tokens of a text, special ones included; the rest is truncated."""
+        if self.long_text == "truncate":
+            return self.max_length
+        return self.max_length + (self.max_windows - 1) * (self.max_length - 2 - self.overlap)
+
+    @property
+    def window_overlap(self) -> int | None:
+        """The tokens that windows share; None where there are none."""
+        return self.overlap if self.long_text == "windows" else None
 
 
 class EncoderConfig(Section):

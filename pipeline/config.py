@@ -88,6 +88,14 @@ class Config(sections.Section):
             self._check_search(self.tuner)
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
+        if self.tokenizer.long_text == "windows":
+            if self.data.has_pairs:
+                raise ValueError("tokenizer.long_text: windows are cut from single texts; a pair is truncated")
+            if any(stage.cache and stage.layers != "all" for stage in self.training.stages):
+                raise ValueError(
+                    'tokenizer.long_text: what frozen layers give is not kept for "windows"; set cache = false in '
+                    "training.stages"
+                )
         if self.schedule.serving_drift is not None and self.validation.serving_logs is None:
             raise ValueError("schedule.serving_drift: name the server's request log in validation.serving_logs")
         if self.window != retraining.WindowConfig() and "{SPAN}" not in next(iter(self.data.splits.values())):
@@ -328,7 +336,7 @@ def _check_encoder(path: Path, config: Config) -> None:
 
             find_source(config.encoder.weights)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
-        check_options(config.training, config.encoder, geometry, config.tokenizer.max_length)
+        check_options(config.training, config.encoder, geometry, config.tokenizer.longest_text)
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.tokenizer.max_length > geometry.max_position_embeddings:

@@ -82,10 +82,11 @@ class Head(keras.layers.Layer):
 
     Call arguments:
       hidden: float [tokens, hidden].
-      batch: the packed batch.
+      batch: the packed batch; of windows, where long texts are cut into such. Then pooling heads pool over all windows
+        of a text, `flatten` takes the maximum of what it gives for each, and `cls` the mean.
 
     Returns:
-      float [batch, features].
+      float [texts, features].
     """
 
     def __init__(self, config: HeadConfig, pairs: bool, max_length: int, **kwargs: Any) -> None:
@@ -126,13 +127,18 @@ class Head(keras.layers.Layer):
 
     def call(self, hidden: Tensor, batch: Batch, training: bool = False) -> Tensor:
         place = layout(batch)
+        windows = batch.get("text_of_row")  # where long texts are several rows (components.encoder.windows)
         if self.config.kind == "cls":
-            return ops.take(hidden, place.starts, axis=0)
+            first = ops.take(hidden, place.starts, axis=0)
+            return first if windows is None else _mean(first, windows, ops.shape(batch["text_lengths"])[0])
         features = self._convolved(hidden, place, training)  # (T, F), at least 0
         if self.config.kind == "flatten":
-            return self._flattened(features, place)
+            flat = self._flattened(features, place)
+            return flat if windows is None else ops.segment_max(flat, windows, ops.shape(batch["text_lengths"])[0])
         groups, count = place.rows, ops.shape(place.lengths)[0]
-        if self.by_segment:
+        if windows is not None:
+            groups, count = ops.take(windows, groups, axis=0), ops.shape(batch["text_lengths"])[0]
+        elif self.by_segment:
             groups, count = 2 * place.rows + ops.cast(batch["segments"], "int32"), 2 * count
         if self.config.kind == "attention":
             pooled = self._attended(features, groups, count)
@@ -168,3 +174,10 @@ class Head(keras.layers.Layer):
         total = ops.segment_sum(weight, groups, num_segments=count)  # (G, 1), 0 for an empty group
         summed = ops.segment_sum(ops.cast(features, "float32") * weight, groups, num_segments=count)
         return ops.cast(summed / ops.maximum(total, 1e-9), features.dtype)
+
+
+def _mean(x: Tensor, groups: Tensor, count: Tensor) -> Tensor:
+    """The mean over each group of rows: [rows, features] -> [count, features]; of one row, that row to the bit."""
+    sizes = ops.segment_sum(ops.ones_like(groups), groups, num_segments=count)
+    total = ops.segment_sum(x, groups, num_segments=count)
+    return total / ops.cast(ops.maximum(sizes, 1), x.dtype)[:, None]

@@ -13,10 +13,14 @@ from components.config import HeadConfig, Task
 from components.encoder.bert import BertEncoder
 from components.encoder.config import BertGeometry
 from components.encoder.packing import Batch, Tensor
+from components.encoder.windows import Windows
 
 
 class TextClassifier(keras.Model):
     """BERT encoder, CNN head, optional hidden layer, output layer.
+
+    Args:
+      windows: cuts long texts (`components.encoder.windows`); None: they were truncated.
 
     Call arguments:
       batch: a packed batch (`components.encoder.packing`).
@@ -26,8 +30,11 @@ class TextClassifier(keras.Model):
       Logits, float32 [batch, outputs]: one output for a binary task, else one a label.
     """
 
-    def __init__(self, encoder: BertEncoder, head: Head, outputs: int, **kwargs: Any) -> None:
+    def __init__(
+        self, encoder: BertEncoder, head: Head, outputs: int, windows: Windows | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.windows = windows
         config, policy = head.config, self.dtype_policy
         regularizer = keras.regularizers.L2(config.l2) if config.l2 else None
         self.encoder = encoder
@@ -44,6 +51,7 @@ class TextClassifier(keras.Model):
         self.output_dense = keras.layers.Dense(outputs, kernel_regularizer=regularizer, name="output", dtype="float32")
 
     def call(self, batch: Batch, training: bool = False, frozen: int | None = None) -> Tensor:
+        batch = batch if self.windows is None else self.windows.split(batch)
         x = self.encoder(batch, training=training, frozen=frozen)  # (T, H)
         x = self.dropout(self.head(x, batch, training=training), training=training)  # (B, F)
         if self.hidden is not None:
@@ -60,19 +68,23 @@ def build_classifier(
     max_length: int = 128,
     policy: str = "float32",
     encoder_trainable: bool = True,
+    overlap: int | None = None,
 ) -> TextClassifier:
     """A classifier with random weights, every variable created.
 
     Args:
       labels: number of labels; a binary task has 2 and one output.
       pairs: whether batches carry `segments`.
+      max_length: greatest number of tokens that the encoder is given of a text, or of a window.
       policy: Keras dtype policy, "float32" or "mixed_bfloat16".
+      overlap: longer texts are cut into windows that share so many tokens; None: they never come.
     """
     encoder = BertEncoder(geometry, name="encoder", dtype=policy)
     model = TextClassifier(
         encoder,
         Head(head, pairs, max_length, name="head", dtype=policy),
         outputs=1 if task == "binary" else labels,
+        windows=None if overlap is None else Windows(max_length, overlap),
         name="classifier",
         dtype=policy,
     )

@@ -3,7 +3,7 @@
 A batch of texts is a dict of
   `ids`          int32 [tokens]   the texts' token ids, one text after the other, special tokens included
   `segments`     int32 [tokens]   0 in the first segment, 1 in the second; only where texts are pairs
-  `row_lengths`  int32 [batch]    tokens of each text
+  `row_lengths`  int32 [batch]    tokens of each text (or window of one, see components.encoder.windows)
 
 Dense layers, normalisation and residuals work on `[tokens, hidden]` as it stands. What looks beyond a token
 (attention, convolution, pooling) asks the layout which text a token is of. With no padding there is nothing

@@ -24,12 +24,14 @@ class LowPrecisionClassifier:
 
     def __init__(self, model: TextClassifier, arithmetic: Arithmetic) -> None:
         self._encode = EncoderFunction(model.encoder, arithmetic)
+        self.windows = model.windows
         self.head, self.hidden, self.output_dense = model.head, model.hidden, model.output_dense
         layers = [layer for layer in (self.head, self.hidden, self.output_dense) if layer is not None]
         self.variables = [variable for layer in layers for variable in layer.variables]
 
     def __call__(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch, outputs]."""
+        batch = batch if self.windows is None else self.windows.split(batch)
         x = self.head(self._encode(batch), batch, training=False)
         if self.hidden is not None:
             x = self.hidden(x)
@@ -55,6 +57,8 @@ def lower(
     layers = dense_layers(model.encoder)
     if precision == "bfloat16":
         return LowPrecisionClassifier(model, Bfloat16(layers)), None
+    if model.windows is not None:
+        calibration = (model.windows.split(batch) for batch in calibration)
     ranges = calibrate(model.encoder, layers, calibration)
     simulated = LowPrecisionClassifier(model, Simulated(layers, ranges))
     return LowPrecisionClassifier(model, Int8(layers, ranges)), simulated

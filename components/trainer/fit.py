@@ -104,6 +104,7 @@ def _build(config: dict[str, Any], policy: str) -> TextClassifier:
         config["max_length"],
         policy,
         encoder.trainable,
+        config["overlap"],
     )
 
 

@@ -1,5 +1,6 @@
 """The configuration says what is wrong, where, and what would be right."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,25 @@ def test_override_is_toml_or_else_a_string(minimal: Path) -> None:
     )
     assert (config.training.epochs, config.head.kind, config.head.widths) == (7, "cls", (3, 4))
     assert config.data.columns.slices == ("journal",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["tokenizer.overlap=64"], "tokenizer: overlap: 64 tokens are more than half of a window's 126"),
+        (["data.columns.text_pair='b'"], "tokenizer.long_text: windows are cut from single texts; a pair is truncated"),
+        (["training.stages=[{layers=1, epochs=1}]"], 'is not kept for "windows"; set cache = false in training.stages'),
+    ],
+)
+def test_windows_of_long_texts_are_refused_with_what_they_cannot_go_with(minimal, overrides, expected) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load_config(minimal, ["tokenizer.long_text=windows", *overrides])
+
+
+def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
+    assert load_config(minimal).tokenizer.longest_text == 128
+    windows = load_config(minimal, ["tokenizer.long_text=windows", "tokenizer.max_windows=3"]).tokenizer
+    assert windows.longest_text == 2 + 126 + 2 * (126 - 32)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def transformed(tmp_path_factory):
             "vocab_file": str(folder / "vocab.txt"),
             "lower_case": False,
             "max_length": 16,
+            "overlap": None,
             "pairs": pairs,
             "task": task,
             "labels": labels,

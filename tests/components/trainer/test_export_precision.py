@@ -92,3 +92,20 @@ def test_int8_products_that_saturate_are_refused(fn_args, asked, monkeypatch):
     monkeypatch.setattr(int8, "_product", saturating)
     with pytest.raises(ExportError, match=r"int8 products are wrong: a probability is .* off, and export.tolerance"):
         run_fn(fn_args(export={"precision": "int8"}))
+
+
+def test_long_texts_are_read_in_windows_in_training_and_in_serving(fn_args, asked):
+    args = fn_args(export={"precision": "int8"}, training={"epochs": 1})
+    # Transform gives up to 16 tokens: windows of 8 that share 2 make up to 3 of them.
+    args.custom_config |= {"max_length": 8, "overlap": 2}
+    run_fn(args)
+    check = json.loads((Path(args.model_run_dir) / "check.json").read_text())
+    noted = dict(zip(check["keys"], check["probabilities"], strict=True))
+    keys = [int(key) for key in text_key(tf.constant(TEXTS), None)]
+    shared = [n for n, key in enumerate(keys) if key in noted]
+    assert max(shared) >= 6  # of 14 tokens
+    low, whole = (tf.saved_model.load(path) for path in (args.serving_model_dir, float32_dir(args.serving_model_dir)))
+    found = low.signatures["serving_default"](text=tf.constant(TEXTS))["probabilities"].numpy()
+    np.testing.assert_allclose(found[shared], [noted[keys[n]] for n in shared], atol=1e-3)
+    exact = whole.signatures["serving_default"](text=tf.constant(TEXTS))["probabilities"].numpy()
+    np.testing.assert_allclose(found, exact, atol=0.1)
