@@ -6,13 +6,16 @@ what is asked of this one: refuse at once when full, drop a request whose deadli
 gone, judge a batch by its tokens, and answer the good requests of a batch in which one is bad. The work in Python is
 some tens of microseconds a request; the session runs without the interpreter's lock.
 
-    submit ─▶ queue (bounded) ─▶ batch thread: take what goes together ─▶ session ─▶ split
+    start ─▶ queue (bounded) ─▶ the leading batch thread: count tokens, take what goes together ─▶ session ─▶ split
+
+One thread leads at a time: it alone waits for requests, and hands the lead on before it computes. So a wake-up always
+reaches the one thread that acts on it. Nothing foreign (a deadline, a client's state, the tokeniser, a callback) is
+asked while the queue's lock is held.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,93 +23,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving import config
-from serving.errors import Code, StartError, StatusError, invalid
+from serving.batching_options import BatchingOptions
+from serving.errors import Code, StatusError, invalid
 from serving.loader import NO_CALL, Call, Feeds, Runner
 from serving.metrics import Metrics
-from serving.protos import BatchingParameters
 
 _log = logging.getLogger(__name__)
-# Padding that is accepted to fill a batch: this share of its real tokens, or any at all below so many.
-_WASTE = 1.25
-_FREE_TOKENS = 512
+# How much a batch's longest text may make of it: rows × longest is at most so many times the batch's tokens.
+_SPREAD = 2.0
 # Failures that the other requests of a batch share anyway.
 _COMMON = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
 
-
-@dataclass(frozen=True)
-class BatchingOptions:
-    """What `BatchingParameters` says, with TensorFlow Serving's defaults.
-
-    Attributes:
-        max_batch_size: most rows in a batch, and in a request that is not split.
-        timeout_s: how long the first request of a batch waits for others.
-        max_enqueued_batches: rows that may wait, in batches; beyond it requests are refused.
-        num_threads: batches computed at once.
-        allowed_sizes: batch sizes to pad to; empty: any.
-        pad_variable: pad inputs of different shape to the largest, with their own first value.
-        split_large: split requests larger than a batch.
-        max_execution_size: most rows computed at once when large requests are split.
-        max_tokens: most padded tokens in a batch, where tokens are counted; 0: 128 for each row.
-    """
-
-    max_batch_size: int = 1000
-    timeout_s: float = 0.0
-    max_enqueued_batches: int = 10
-    num_threads: int = os.cpu_count() or 1
-    allowed_sizes: tuple[int, ...] = ()
-    pad_variable: bool = False
-    split_large: bool = False
-    max_execution_size: int = 0
-    max_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_enqueued_batches", "num_threads"):
-            if getattr(self, name) < 1:
-                raise StartError(f"batching parameters: {name} must be 1 or more")
-        if self.timeout_s < 0:
-            raise StartError("batching parameters: batch_timeout_micros must not be negative")
-        if list(self.allowed_sizes) != sorted(set(self.allowed_sizes)):
-            raise StartError("batching parameters: allowed_batch_sizes entries must be monotonically increasing")
-        if self.allowed_sizes and self.allowed_sizes[-1] != self.largest:
-            what = "max_execution_batch_size" if self.split_large else "max_batch_size"
-            raise StartError(
-                f"batching parameters: Last entry in allowed_batch_sizes must match {what}; last entry was "
-                f"{self.allowed_sizes[-1]}; expected {self.largest}"
-            )
-        if self.split_large and self.max_execution_size > self.max_batch_size:
-            raise StartError("batching parameters: max_execution_batch_size must not exceed max_batch_size")
-
-    @property
-    def largest(self) -> int:
-        """Most rows computed at once."""
-        if self.split_large and self.max_execution_size:
-            return self.max_execution_size
-        return self.max_batch_size
-
-    @property
-    def token_budget(self) -> int:
-        return self.max_tokens or 128 * self.largest
-
-
-def read_options(path: str, max_tokens: int) -> BatchingOptions:
-    """Options from a text proto; without a path, the defaults. Raises `StartError`."""
-    found = BatchingParameters()
-    if path:
-        config.read_text_proto(path, found)
-    default = BatchingOptions()
-    splits = found.HasField("enable_large_batch_splitting") and found.enable_large_batch_splitting.value
-    return BatchingOptions(
-        max_batch_size=config.wrapped(found, "max_batch_size", default.max_batch_size),
-        timeout_s=config.wrapped(found, "batch_timeout_micros", 0) / 1e6,
-        max_enqueued_batches=config.wrapped(found, "max_enqueued_batches", default.max_enqueued_batches),
-        num_threads=config.wrapped(found, "num_batch_threads", default.num_threads),
-        allowed_sizes=tuple(found.allowed_batch_sizes),
-        pad_variable=found.pad_variable_length_inputs,
-        split_large=splits,
-        max_execution_size=config.wrapped(found, "max_execution_batch_size", 0),
-        max_tokens=max_tokens,
-    )
+# Told once of a request's outcome, in a batch thread: the outputs, or the error.
+Done = Callable[[list[np.ndarray] | None, Exception | None], None]
 
 
 @dataclass(eq=False)
@@ -116,12 +45,12 @@ class _Task:
     call: Call
     rows: int
     key: tuple
+    done: Done
+    queued: bool = True
+    counted: bool = False
     longest: int = 0  # tokens of the longest row; 0 where they are not counted
     tokens: int = 0
     enqueued: float = field(default_factory=time.monotonic)
-    done: threading.Event = field(default_factory=threading.Event)
-    result: list[np.ndarray] | None = None
-    error: Exception | None = None
 
 
 @dataclass
@@ -135,25 +64,38 @@ class _Batch:
     tokens: int = 0
     full: bool = False
 
-    def offer(self, task: _Task) -> None:
+    def fill(self, waiting: Sequence[_Task]) -> None:
+        """Takes the oldest task, and then those whose texts are nearest to it in length."""
+        oldest = waiting[0]
+        for task in sorted(waiting, key=lambda t: abs(t.longest - oldest.longest)):  # of equal ones the older first
+            self._offer(task)
+            if self.full:
+                return
+
+    def _offer(self, task: _Task) -> None:
         """Adds the task if it fits; marks the batch full when one like it does not."""
         rows, longest = self.rows + task.rows, max(self.longest, task.longest)
         tokens = self.tokens + task.tokens
         if self.tasks:
-            if task.key != self.tasks[0].key:
-                return
+            if task.key != self.tasks[0].key or rows * longest > _SPREAD * tokens:
+                return  # a long text among many short ones: another batch is better for it
             if rows > self.options.largest or rows * longest > self.options.token_budget:
                 self.full = True
                 return
-            if rows * longest > max(_WASTE * tokens, _FREE_TOKENS):
-                return  # another batch is better for it: one of the two would be mostly padding
         self.tasks.append(task)
         self.rows, self.longest, self.tokens = rows, longest, tokens
-        self.full = self.full or rows == self.options.largest
+        self.full = rows == self.options.largest
+
+    def missing_rows(self) -> int:
+        """How many more rows like these would fill the batch."""
+        rows = self.options.largest
+        if self.longest:
+            rows = min(rows, self.options.token_budget // self.longest + 1)
+        return max(1, rows - self.rows)
 
 
 class Batcher:
-    """A `Runner` that batches. Thread-safe; `run` blocks its caller until the batch is computed.
+    """A `Runner` that batches. Thread-safe; `start` never blocks, `run` blocks its caller until it has its answer.
 
     Args:
         runner: computes a batch.
@@ -174,7 +116,9 @@ class Batcher:
         self._metrics, self._name = metrics or Metrics(), model_name
         self._queue: list[_Task] = []
         self._waiting_rows = 0
-        self._changed = threading.Condition()
+        self._lead = threading.Lock()
+        self._changed = threading.Condition()  # guards the queue; only the leader waits for it
+        self._wake_at = 1  # waiting rows at which the leader has something to do
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{model_name}-{i}", daemon=True)
@@ -191,34 +135,67 @@ class Batcher:
         Raises:
             StatusError: `RESOURCE_EXHAUSTED` at once when the queue is full, and what the session raises.
         """
+        answered = threading.Event()
+        outcome: list[tuple[list[np.ndarray] | None, Exception | None]] = []
+
+        def done(values: list[np.ndarray] | None, error: Exception | None) -> None:
+            outcome.append((values, error))
+            answered.set()
+
+        withdraw = self.start(feeds, fetches, call, done)
+        call.on_end = answered.set
+        if call.ended:  # before it could be told
+            answered.set()
+        answered.wait(call.remaining_s())
+        if not outcome:
+            withdraw()
+            call.check()  # raises, if the client has gone
+            raise StatusError(Code.DEADLINE_EXCEEDED, "Deadline exceeded while the request waited for its batch")
+        values, error = outcome[0]
+        if error is not None:
+            raise error
+        assert values is not None
+        return values
+
+    def start(self, feeds: Feeds, fetches: Sequence[str], call: Call, done: Done) -> Callable[[], None]:
+        """Queues a request; `done` is told of its outcome.
+
+        Returns:
+            What to call when nobody waits for the outcome any more: what is still queued of it is not computed.
+
+        Raises:
+            StatusError: `RESOURCE_EXHAUSTED` when the queue is full, `INVALID_ARGUMENT` for feeds that no batch takes.
+        """
         call.check()
         rows = _rows(feeds)
         if rows is None or rows == 0:  # a signature without inputs, or nothing to batch
-            return self._runner.run(feeds, fetches, call)
+            done(self._runner.run(feeds, fetches, call), None)
+            return lambda: None
         self._metrics.input_batch_size.observe(rows, self._name)
-        if rows <= self._options.largest:
-            return self._wait(self._submit([self._task(feeds, fetches, call, rows)])[0])
-        if not self._options.split_large or rows > self._options.max_batch_size:
-            raise invalid(f"Task size {rows} is larger than maximum input batch size {self._options.max_batch_size}")
         size = self._options.largest
-        parts = [{k: v[at : at + size] for k, v in feeds.items()} for at in range(0, rows, size)]
-        tasks = self._submit([self._task(p, fetches, call, min(size, rows - i * size)) for i, p in enumerate(parts)])
-        results = [self._wait(task) for task in tasks]
-        return [np.concatenate(columns) for columns in zip(*results, strict=True)]
+        if rows <= size:
+            tasks = [self._task(feeds, fetches, call, rows, done)]
+        elif not self._options.split_large or rows > self._options.max_batch_size:
+            raise invalid(f"Task size {rows} is larger than maximum input batch size {self._options.max_batch_size}")
+        else:
+            starts = range(0, rows, size)
+            parts = _Parts(len(starts), done)
+            tasks = [
+                self._task(
+                    {k: v[at : at + size] for k, v in feeds.items()}, fetches, call, min(size, rows - at), parts.done(i)
+                )
+                for i, at in enumerate(starts)
+            ]
+        self._submit(tasks)
+        return lambda: self._withdraw(tasks)
 
-    def _task(self, feeds: Feeds, fetches: Sequence[str], call: Call, rows: int) -> _Task:
+    def _task(self, feeds: Feeds, fetches: Sequence[str], call: Call, rows: int, done: Done) -> _Task:
         trailing = tuple(
             (k, v.dtype.char, v.ndim if self._options.pad_variable else v.shape[1:]) for k, v in sorted(feeds.items())
         )
-        task = _Task(feeds, fetches, call, rows, (trailing, tuple(fetches)))
-        started = time.perf_counter()
-        counts = self._count_tokens(feeds)
-        if counts is not None and len(counts) == rows:
-            task.longest, task.tokens = int(counts.max()), int(counts.sum())
-            self._metrics.tokenizer_latency.observe((time.perf_counter() - started) * 1e6, self._name)
-        return task
+        return _Task(feeds, fetches, call, rows, (trailing, tuple(fetches)), done)
 
-    def _submit(self, tasks: list[_Task]) -> list[_Task]:
+    def _submit(self, tasks: list[_Task]) -> None:
         rows = sum(t.rows for t in tasks)
         with self._changed:
             room = self._options.max_enqueued_batches * self._options.max_batch_size
@@ -232,73 +209,101 @@ class Batcher:
                 )
             self._queue += tasks
             self._waiting_rows += rows
-            self._changed.notify()
-        return tasks
+            if self._waiting_rows >= self._wake_at:
+                self._changed.notify()
 
-    def _wait(self, task: _Task) -> list[np.ndarray]:
-        if not task.done.wait(task.call.remaining_s()):
-            with self._changed:
-                if task in self._queue:
-                    self._queue.remove(task)
-                    self._waiting_rows -= task.rows
-            raise StatusError(Code.DEADLINE_EXCEEDED, "Deadline exceeded while the request waited for its batch")
-        if task.error is not None:
-            raise task.error
-        assert task.result is not None
-        return task.result
+    def _withdraw(self, tasks: Sequence[_Task]) -> None:
+        """Takes tasks out of the queue; those that are not in it any more are computed to no end."""
+        with self._changed:
+            self._remove([t for t in tasks if t.queued])
+            self._changed.notify()  # what the leader waits for was reckoned with them
+
+    def _remove(self, tasks: Sequence[_Task]) -> None:
+        for task in tasks:
+            task.queued = False
+            self._waiting_rows -= task.rows
+        if tasks:
+            self._queue = [t for t in self._queue if t.queued]
 
     # === The batch threads' side ===
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                tasks = self._take()
+            with self._lead:
+                tasks = self._gather()
             if tasks is None:
                 return
+            now = time.monotonic()
+            for task in tasks:
+                self._metrics.queuing_latency.observe((now - task.enqueued) * 1e6, self._name)
             self._process(tasks)
 
-    def _take(self) -> list[_Task] | None:
-        """Waits for a batch: the oldest task and what goes with it. Holds the lock. None when closed."""
+    def _gather(self) -> list[_Task] | None:
+        """Waits for a batch: the oldest task and what goes with it. None when closed and empty."""
         while True:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            if not self._queue:
-                return None
-            self._drop_dead()
-            if not self._queue:
-                continue
-            batch = _Batch(self._options)
-            for task in self._queue:
-                batch.offer(task)
-                if batch.full:
-                    break
-            left = self._queue[0].enqueued + self._options.timeout_s - time.monotonic()
-            if left > 0 and not batch.full and not self._closed:
-                self._changed.wait(left)
-                continue
-            taken = set(batch.tasks)
-            self._queue = [t for t in self._queue if t not in taken]
-            self._waiting_rows -= batch.rows
-            if self._queue:
-                self._changed.notify()  # another thread may take the next
-            return batch.tasks
+            with self._changed:
+                self._wake_at = 1
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return None
+                new = [t for t in self._queue if not t.counted]
+            self._count(new)
+            with self._changed:
+                counted = [t for t in self._queue if t.counted]
+                if not counted:  # withdrawn meanwhile
+                    continue
+                batch = _Batch(self._options)
+                batch.fill(counted)
+                left = batch.tasks[0].enqueued + self._options.timeout_s - time.monotonic()
+                if left > 0 and not batch.full and not self._closed:
+                    # What comes meanwhile is looked at then, or as soon as it could fill the batch.
+                    self._wake_at = self._waiting_rows + batch.missing_rows()
+                    if len(counted) == len(self._queue):
+                        self._changed.wait(left)
+                    continue
+                self._remove(batch.tasks)
+            alive = self._alive(batch.tasks)
+            if alive:
+                return alive
 
-    def _drop_dead(self) -> None:
-        """Lets go of tasks that nobody waits for any more, before anything is computed for them."""
-        for task in list(self._queue):
+    @staticmethod
+    def _alive(tasks: Sequence[_Task]) -> list[_Task]:
+        """Ends tasks that nobody waits for any more, before anything is computed for them; returns the others."""
+        alive = []
+        for task in tasks:
             try:
                 task.call.check()
-            except StatusError as error:
-                self._queue.remove(task)
-                self._waiting_rows -= task.rows
-                task.error = error
-                task.done.set()
+            except Exception as error:  # also where a client's state cannot be told: no thread must end over it
+                _tell(task, None, error)
+            else:
+                alive.append(task)
+        return alive
+
+    def _count(self, new: Sequence[_Task]) -> None:
+        """Counts the tokens of new tasks, all of one kind in one call of the tokeniser."""
+        kinds: dict[tuple, list[_Task]] = {}
+        for task in new:
+            task.counted = True
+            kinds.setdefault(task.key, []).append(task)
+        for tasks in kinds.values():
+            started = time.perf_counter()
+            try:
+                counts = self._count_tokens({k: self._merge([t.feeds[k] for t in tasks], 0) for k in tasks[0].feeds})
+            except Exception as error:  # the batch is then judged by rows alone
+                _log.error("model %s: tokens cannot be counted: %s", self._name, type(error).__name__)
+                continue
+            if counts is None or len(counts) != sum(t.rows for t in tasks):
+                continue
+            at = 0
+            for task in tasks:
+                part = counts[at : at + task.rows]
+                task.longest, task.tokens = int(part.max()), int(part.sum())
+                at += task.rows
+            self._metrics.tokenizer_latency.observe((time.perf_counter() - started) * 1e6, self._name)
 
     def _process(self, tasks: list[_Task]) -> None:
-        now = time.monotonic()
-        for task in tasks:
-            self._metrics.queuing_latency.observe((now - task.enqueued) * 1e6, self._name)
         try:
-            self._compute(tasks)
+            results = self._compute(tasks)
         except StatusError as error:
             if len(tasks) == 1 or error.code in _COMMON:
                 self._fail(tasks, error)
@@ -307,14 +312,16 @@ class Batcher:
                 self._process([task])
         except Exception as error:  # a batch thread must go on, and each caller learn of the failure
             self._fail(tasks, error)
+        else:
+            for task, values in zip(tasks, results, strict=True):
+                _tell(task, values, None)
 
     @staticmethod
     def _fail(tasks: list[_Task], error: Exception) -> None:
         for task in tasks:
-            task.error = error
-            task.done.set()
+            _tell(task, None, error)
 
-    def _compute(self, tasks: list[_Task]) -> None:
+    def _compute(self, tasks: list[_Task]) -> list[list[np.ndarray]]:
         rows = sum(t.rows for t in tasks)
         padding = next((s - rows for s in self._options.allowed_sizes if s >= rows), 0)
         feeds = {name: self._merge([t.feeds[name] for t in tasks], padding) for name in tasks[0].feeds}
@@ -335,12 +342,12 @@ class Batcher:
         if longest:
             self._metrics.tokens.add(self._name, by=sum(t.tokens for t in tasks))
             self._metrics.padded_tokens.add(self._name, by=longest * rows)
-        at = 0
+        results, at = [], 0
         for task in tasks:
             task.call.model_s += call.model_s
-            task.result = [value[at : at + task.rows] for value in outputs]
+            results.append([value[at : at + task.rows] for value in outputs])
             at += task.rows
-            task.done.set()
+        return results
 
     def _merge(self, values: list[np.ndarray], padding: int) -> np.ndarray:
         if self._options.pad_variable and len({v.shape[1:] for v in values}) > 1:
@@ -358,6 +365,37 @@ class Batcher:
         for thread in self._threads:
             thread.join()
         self._runner.close()
+
+
+class _Parts:
+    """The outcome of a request that was split: told once, of all parts or of the first failure."""
+
+    def __init__(self, count: int, done: Done):
+        self._values: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self._missing, self._done, self._lock = count, done, threading.Lock()
+
+    def done(self, number: int) -> Done:
+        def part(values: list[np.ndarray] | None, error: Exception | None) -> None:
+            with self._lock:
+                if self._missing == 0:
+                    return
+                self._missing = 0 if error is not None else self._missing - 1
+                if values is not None:
+                    self._values[number] = values
+                last = self._missing == 0
+            if error is not None:
+                self._done(None, error)
+            elif last:
+                self._done([np.concatenate(columns) for columns in zip(*self._values, strict=True)], None)
+
+        return part
+
+
+def _tell(task: _Task, values: list[np.ndarray] | None, error: Exception | None) -> None:
+    try:
+        task.done(values, error)
+    except Exception as failure:  # one caller's trouble is not the next one's
+        _log.error("a request's outcome could not be handed over: %s", type(failure).__name__)
 
 
 def _rows(feeds: Feeds) -> int | None:

@@ -36,17 +36,16 @@ _WORDS = "patients with reduced ejection fraction were randomly assigned to rece
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found; latencies in milliseconds, of answered requests."""
+    """What a run found; latencies in milliseconds from the time a request was due."""
 
     sent: int
     seconds: float
     codes: dict[str, int]
-    latencies_ms: tuple[float, ...]  # sorted
+    latencies_ms: tuple[float, ...]  # of answered requests, sorted
+    failed_ms: tuple[float, ...] = ()  # of the others, sorted
 
     def percentile(self, share: float) -> float | None:
-        if not self.latencies_ms:
-            return None
-        return self.latencies_ms[min(len(self.latencies_ms) - 1, int(share * len(self.latencies_ms)))]
+        return _percentile(self.latencies_ms, share)
 
     def summary(self) -> dict[str, object]:
         answered = self.codes.get("OK", 0)
@@ -61,7 +60,15 @@ class Report:
                 **{name: _rounded(self.percentile(share)) for name, share in points.items()},
                 "max": _rounded(self.latencies_ms[-1] if self.latencies_ms else None),
             },
+            "refused_or_failed_ms": {
+                name: _rounded(_percentile(self.failed_ms, share)) for name, share in (("p50", 0.5), ("p99", 0.99))
+            },
         }
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
+    """Of sorted values; None of none."""
+    return values[min(len(values) - 1, int(share * len(values)))] if values else None
 
 
 def _rounded(value: float | None) -> float | None:
@@ -101,6 +108,7 @@ async def run(
         await channel.channel_ready()
     codes: Counter[str] = Counter()
     latencies: list[float] = []
+    failed: list[float] = []
     start = time.perf_counter() + 0.05
 
     async def one(number: int, at: float) -> None:
@@ -111,6 +119,7 @@ async def run(
             latencies.append((time.perf_counter() - start - at) * 1000)
             codes["OK"] += 1
         except grpc.RpcError as error:
+            failed.append((time.perf_counter() - start - at) * 1000)
             codes[error.code().name] += 1
 
     tasks = []
@@ -123,7 +132,7 @@ async def run(
     seconds = time.perf_counter() - start
     for channel in made:
         await channel.close()
-    return Report(len(due), seconds, dict(codes), tuple(sorted(latencies)))
+    return Report(len(due), seconds, dict(codes), tuple(sorted(latencies)), tuple(sorted(failed)))
 
 
 def _texts(path: Path | None, seed: int) -> list[str]:

@@ -47,12 +47,17 @@ class ServerCore:
         self._labels_for_unavailable = labels_for_unavailable
         self._labels: dict[str, dict[str, int]] = {}
         self._config = config_pb.ModelServerConfig()
+        self._names: frozenset[str] = frozenset()
         self._reload = threading.Lock()
         # Told of each new configuration before it is taken over; a StatusError refuses it.
         self.on_config: list[Callable[[config_pb.ModelServerConfig], None]] = []
 
     def model_names(self) -> list[str]:
         return [m.name for m in self._config.model_config_list.config]
+
+    def has_model(self, name: str) -> bool:
+        """Whether the configuration names the model."""
+        return name in self._names
 
     def is_ready(self) -> bool:
         """True once every configured model has a version that answers."""
@@ -87,6 +92,7 @@ class ServerCore:
             for listener in self.on_config:
                 listener(config)  # may still refuse
             self._config = config_pb.ModelServerConfig.FromString(config.SerializeToString())
+            self._names = frozenset(self.model_names())
             self._labels = labels
             models = config.model_config_list.config
             empty = self._source.set_targets([configs.target(m) for m in models])

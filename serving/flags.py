@@ -36,7 +36,9 @@ class Flags:
     grpc_max_threads: int = _flag(4 * _CPUS, "inference requests over gRPC worked on or queued at once")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC health service", inert="on whatever the value")
     max_message_bytes: int = _flag(2**31 - 1, "largest request, gRPC or REST", ours=True)
-    max_connections: int = _flag(1024, "open REST connections; more are refused", ours=True)
+    max_connections: int = _flag(
+        1024, "open connections, of gRPC and of REST each; more are closed at once (REST: with an answer)", ours=True
+    )
     bearer_tokens_file: str = _flag("", "file of accepted bearer tokens, one a line; empty: none", ours=True)
     drain_seconds: float = _flag(30.0, "after SIGTERM, time for requests that are being answered", ours=True)
 
@@ -156,10 +158,10 @@ def _check(flags: Flags, known: dict[str, Any]) -> None:
             "Either configure --tensorflow_session_parallelism or --tensorflow_intra_op_parallelism and "
             "--tensorflow_inter_op_parallelism, not all"
         )
-    for name in ("port", "max_num_load_retries", "max_message_bytes", "max_connections", "drain_seconds"):
+    for name in ("port", "max_num_load_retries", "max_message_bytes", "drain_seconds"):
         if getattr(flags, name) < 0:
             raise StartError(f"--{name}={getattr(flags, name)} must not be negative")
-    for name in ("grpc_max_threads", "rest_api_num_threads"):
+    for name in ("grpc_max_threads", "rest_api_num_threads", "max_connections"):
         if getattr(flags, name) < 1:
             raise StartError(f"--{name} must be 1 or more")
 

@@ -46,11 +46,12 @@ class Limits:
     transfer_s: float = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Peer:
     http: h11.Connection
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    bodiless: bool = False  # the answer to HEAD has headers only
 
 
 class HttpServer:
@@ -170,6 +171,7 @@ class HttpServer:
     async def _receive(self, peer: _Peer, task: asyncio.Task) -> Request | None:
         connection, reader, writer = peer.http, peer.reader, peer.writer
         head: h11.Request | None = None
+        peer.bodiless = False
         body: list[bytes] = []
         size = 0
         while True:
@@ -182,6 +184,7 @@ class HttpServer:
                 connection.receive_data(await asyncio.wait_for(reader.read(_READ), limit))
             elif isinstance(event, h11.Request):
                 head = event
+                peer.bodiless = head.method == b"HEAD"
                 self._busy.add(task)
                 self._check_length(head)
             elif isinstance(event, h11.Data):
@@ -225,7 +228,7 @@ class HttpServer:
         peer.writer.writelines(
             [
                 peer.http.send(h11.Response(status_code=response.status, headers=headers)),
-                peer.http.send(h11.Data(data=response.body)),
+                b"" if peer.bodiless else peer.http.send(h11.Data(data=response.body)),
                 peer.http.send(h11.EndOfMessage()),
             ]
         )

@@ -57,19 +57,28 @@ class Call:
         alive: False once the client has gone.
         model_s: seconds spent in the model, filled in by the runner.
         carrier: metadata or headers of the call, in lower case; a trace goes on from them.
+        on_end: what to do when nobody waits any more; set by who queues the call.
+        ended: nobody waits for the answer any more.
     """
 
     remaining_s: Callable[[], float | None] = lambda: None
     alive: Callable[[], bool] = lambda: True
     model_s: float = 0.0
     carrier: Mapping[str, str] = field(default_factory=dict)
+    on_end: Callable[[], None] = lambda: None
+    ended: bool = False
+
+    def end(self) -> None:
+        """Tells that the call is over, answered or not; from any thread."""
+        self.ended = True
+        self.on_end()
 
     def check(self) -> None:
         """Raises `DEADLINE_EXCEEDED` or `CANCELLED` when computing would be for nobody."""
         left = self.remaining_s()
         if left is not None and left <= 0:
             raise StatusError(Code.DEADLINE_EXCEEDED, "Deadline exceeded before the request was computed")
-        if not self.alive():
+        if self.ended or not self.alive():
             raise StatusError(Code.CANCELLED, "The client went away before the request was computed")
 
 

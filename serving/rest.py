@@ -154,17 +154,17 @@ class RestApi:
                 return dict(servable.signatures[name].inputs)
 
         rows = json_tensor.predict_request(body, request, infos)
-        return json_tensor.predict_response(self._service.predict(request, call, "REST").outputs, rows)
+        return json_tensor.predict_response(self._service.answer("Predict", request, call, "REST").outputs, rows)
 
     def _classify(self, spec: model_pb2.ModelSpec, body: bytes, call: Call) -> str:
         request = classification_pb2.ClassificationRequest(model_spec=spec)
         json_tensor.examples_request(body, request)
-        return json_tensor.classify_response(self._service.classify(request, call, "REST").result)
+        return json_tensor.classify_response(self._service.answer("Classify", request, call, "REST").result)
 
     def _regress(self, spec: model_pb2.ModelSpec, body: bytes, call: Call) -> str:
         request = regression_pb2.RegressionRequest(model_spec=spec)
         json_tensor.examples_request(body, request)
-        return json_tensor.regress_response(self._service.regress(request, call, "REST").result)
+        return json_tensor.regress_response(self._service.answer("Regress", request, call, "REST").result)
 
     def _status(self, spec: model_pb2.ModelSpec) -> str:
         response = self._service.core.status(spec)

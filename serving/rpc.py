@@ -34,6 +34,10 @@ _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+_NO_DEADLINE_S = 1e9
+# A connection that does not speak HTTP/2 is closed after so long, and one without a call after the second.
+_HANDSHAKE_MS = 20_000
+_IDLE_MS = 600_000
 # Beyond the inference slots: threads for health, status and reload, and for saying no.
 _SPARE_THREADS = 8
 
@@ -47,7 +51,16 @@ def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
 
 def _call_context(context: grpc.ServicerContext) -> Call:
     carrier = {k: v for k, v in context.invocation_metadata() if k in ("traceparent", "tracestate")}
-    return Call(context.time_remaining, context.is_active, carrier=carrier)
+    call = Call(lambda: _remaining_s(context), carrier=carrier)
+    if not context.add_callback(call.end):
+        call.end()
+    return call
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float | None:
+    """Seconds until the call's deadline; None without one, for which gRPC gives some 10¹⁸ seconds."""
+    left = context.time_remaining()
+    return None if left is None or left > _NO_DEADLINE_S else left
 
 
 class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -55,16 +68,16 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._service = service
 
     def Predict(self, request, context):
-        return _call(context, lambda: self._service.predict(request, _call_context(context)))
+        return _call(context, lambda: self._service.answer("Predict", request, _call_context(context)))
 
     def Classify(self, request, context):
-        return _call(context, lambda: self._service.classify(request, _call_context(context)))
+        return _call(context, lambda: self._service.answer("Classify", request, _call_context(context)))
 
     def Regress(self, request, context):
-        return _call(context, lambda: self._service.regress(request, _call_context(context)))
+        return _call(context, lambda: self._service.answer("Regress", request, _call_context(context)))
 
     def MultiInference(self, request, context):
-        return _call(context, lambda: self._service.multi_inference(request, _call_context(context)))
+        return _call(context, lambda: self._service.answer("MultiInference", request, _call_context(context)))
 
     def GetModelMetadata(self, request, context):
         return _call(context, lambda: self._service.core.metadata(request))
@@ -94,7 +107,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not context.add_callback(gone.set):
             gone.set()
         before = {name: self._metric_total(name) for name in request.metric_names}
-        _call(context, lambda: self._core.reload_config(request.config, context.time_remaining(), gone))
+        _call(context, lambda: self._core.reload_config(request.config, _remaining_s(context), gone))
         response = model_management_pb2.ReloadConfigResponse()
         response.status.error_code = 0
         for name, old in before.items():
@@ -186,6 +199,7 @@ def make_server(
     health_check: Health,
     threads: int,
     max_message_bytes: int,
+    max_connections: int,
     arguments: Sequence[tuple[str, int | str]] = (),
     tokens: Sequence[str] = (),
 ) -> grpc.Server:
@@ -194,6 +208,7 @@ def make_server(
     Args:
         threads: inference requests at once; the service itself refuses more.
         max_message_bytes: largest request.
+        max_connections: open connections; gRPC closes further ones as they come.
         arguments: gRPC's channel arguments.
         tokens: accepted bearer tokens; empty: none is asked for.
     """
@@ -206,6 +221,10 @@ def make_server(
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may probe a silent connection
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
+            # No limit on a connection's streams: gRPC lets what is beyond it wait, and it is to be refused at once.
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
             *arguments,
         ],

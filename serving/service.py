@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
-from tensorflow_serving.apis import model_pb2, predict_pb2
+from tensorflow_serving.apis import model_pb2
 
 from serving import inference
 from serving.core import ServerCore
@@ -23,6 +23,10 @@ _log = logging.getLogger(__name__)
 
 # (model name, API, request, response): what a request logger is told of each answered request.
 Logged = Callable[[str, str, Message, Message], None]
+_PREPARE: dict[str, Callable[..., inference.Work]] = {
+    "Predict": inference.predict, "Classify": inference.classify, "Regress": inference.regress,
+    "MultiInference": inference.multi_inference,
+}  # fmt: skip
 
 
 class InferenceService:
@@ -53,6 +57,52 @@ class InferenceService:
         self._log_request = log_request
         self._tracer = tracer or Untraced()
 
+    def answer(self, api: str, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
+        """The response to a request of `api` (Predict, Classify, Regress, MultiInference); blocks until it is there.
+
+        Raises:
+            StatusError: why there is none.
+        """
+        started = time.perf_counter()
+        call = call or Call()
+        spec = _spec(api, request)
+        code = Code.OK
+        # A name that a client made up must not become a label: labels are kept for ever.
+        name = spec.name if self.core.has_model(spec.name) else ""
+        try:
+            with (
+                self._tracer.span(api, entry, name, call.carrier) as span,
+                self._admitted(entry),
+                self.core.acquire(spec) as servable,
+            ):
+                if span is not None:
+                    span.set_attribute("biobert_cnn.model_version", servable.version)
+                call.check()
+                response = inference.compute(servable, self._prepare(api, servable, request), call)
+            self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
+            label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
+            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, label, entry)
+            self._log_request(name, api, request, response)
+            return response
+        except StatusError as error:
+            code = error.code
+            raise
+        except Exception as error:
+            code = Code.INTERNAL
+            # Where, not what: the message may quote the request.
+            _log.error("%s %s on model %s failed: %s", entry, api, name, _where(error))
+            raise StatusError(code, "Internal error of the server") from error
+        finally:
+            self.metrics.request_count.add(name, code.name)
+
+    def _prepare(self, api: str, servable: Servable, request: Any) -> inference.Work:
+        if api != "Predict":
+            kind = request.input.WhichOneof("kind")
+            count = len(getattr(request.input, kind).examples) if kind else 0
+            self.metrics.request_example_counts.observe(count, servable.name)
+            self.metrics.request_example_count_total.add(servable.name, by=count)
+        return _PREPARE[api](servable, request, self._options)
+
     @contextmanager
     def _admitted(self, entry: str) -> Iterator[None]:
         """Refuses at once what would only wait."""
@@ -69,69 +119,16 @@ class InferenceService:
             if slots is not None:
                 slots.release()
 
-    def _serve(
-        self, api: str, entry: str, spec: model_pb2.ModelSpec, request: Any, call: Call | None, run: Callable[..., Any]
-    ) -> Any:
-        started = time.perf_counter()
-        call = call or Call()
-        code = Code.OK
-        # A name that a client made up must not become a label: labels are kept for ever.
-        name = spec.name if spec.name in self.core.model_names() else ""
-        label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
-        try:
-            with (
-                self._tracer.span(api, entry, name, call.carrier) as span,
-                self._admitted(entry),
-                self.core.acquire(spec) as servable,
-            ):
-                if span is not None:
-                    span.set_attribute("biobert_cnn.model_version", servable.version)
-                call.check()
-                response = run(servable, request, call, self._options)
-            self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
-            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, label, entry)
-            self._log_request(name, api, request, response)
-            return response
-        except StatusError as error:
-            code = error.code
-            raise
-        except Exception as error:
-            code = Code.INTERNAL
-            # Where, not what: the message may quote the request.
-            _log.error("%s %s on model %s failed: %s", entry, api, name, _where(error))
-            raise StatusError(code, "Internal error of the server") from error
-        finally:
-            self.metrics.request_count.add(name, code.name)
 
-    def predict(
-        self, request: predict_pb2.PredictRequest, call: Call | None = None, entry: str = "GRPC"
-    ) -> predict_pb2.PredictResponse:
-        return self._serve("Predict", entry, request.model_spec, request, call, inference.predict)
-
-    def classify(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
-        return self._serve("Classify", entry, request.model_spec, request, call, self._counted(inference.classify))
-
-    def regress(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
-        return self._serve("Regress", entry, request.model_spec, request, call, self._counted(inference.regress))
-
-    def multi_inference(self, request: Any, call: Call | None = None, entry: str = "GRPC") -> Any:
-        if not request.tasks:
-            raise invalid("Input is empty.")
-        for task in request.tasks:
-            if not task.model_spec.name:
-                raise invalid("Found ModelSpec with an empty model name.")
-        run = self._counted(inference.multi_inference)
-        return self._serve("MultiInference", entry, request.tasks[0].model_spec, request, call, run)
-
-    def _counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(servable: Servable, request: Any, call: Call, options: inference.Options) -> Any:
-            kind = request.input.WhichOneof("kind")
-            count = len(getattr(request.input, kind).examples) if kind else 0
-            self.metrics.request_example_counts.observe(count, servable.name)
-            self.metrics.request_example_count_total.add(servable.name, by=count)
-            return run(servable, request, call, options)
-
-        return counted
+def _spec(api: str, request: Any) -> model_pb2.ModelSpec:
+    if api != "MultiInference":
+        return request.model_spec
+    if not request.tasks:
+        raise invalid("Input is empty.")
+    for task in request.tasks:
+        if not task.model_spec.name:
+            raise invalid("Found ModelSpec with an empty model name.")
+    return request.tasks[0].model_spec
 
 
 def _where(error: BaseException) -> str:

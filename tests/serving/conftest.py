@@ -211,10 +211,13 @@ class Running:
     channel: grpc.Channel
     target: str
     rest: str
+    stopped: bool = False
 
     def stop(self) -> None:
-        self.channel.close()
-        self.server.stop()
+        if not self.stopped:
+            self.stopped = True
+            self.channel.close()
+            self.server.stop()
 
 
 @pytest.fixture

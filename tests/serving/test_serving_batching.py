@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.batching import Batcher, BatchingOptions, read_options
+from serving.batching import Batcher
+from serving.batching_options import BatchingOptions, read_options
 from serving.errors import Code, StartError, StatusError
 from serving.loader import Call
 from serving.metrics import Metrics
@@ -205,6 +206,91 @@ def test_a_large_request_is_refused_or_split():
     assert batcher.run(column(1.0, 2.0, 3.0, 4.0, 5.0), ["y"])[0].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
     assert runner.batches == [[1.0, 2.0], [3.0, 4.0], [5.0]]
     batcher.close()
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.001])
+def test_every_request_is_answered_once_whatever_the_threads_do(timeout_s):
+    """Many callers and several batch threads, with clients that leave: nothing is lost, mixed up or told twice."""
+    batcher = Batcher(Recorder(), BatchingOptions(max_batch_size=4, timeout_s=timeout_s, num_threads=4))
+    outcomes: dict[tuple[int, int], list[object]] = {}
+
+    def body(caller: int) -> None:
+        for number in range(150):
+            value, told = float(caller * 1000 + number), threading.Event()
+            found = outcomes[caller, number] = []
+
+            def done(values, error, found=found, told=told) -> None:
+                found.append(error or values[0].ravel().tolist())
+                told.set()
+
+            rows = [value] * (1 + number % 3)
+            withdraw = batcher.start(column(*rows), ["y"], Call(), done)
+            if number % 5 == 4:
+                withdraw()  # it may be in a batch already
+            else:
+                assert told.wait(60)
+
+    threads = [threading.Thread(target=body, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(t.is_alive() for t in threads)
+    batcher.close()
+    assert batcher._waiting_rows == 0
+    for (caller, number), found in outcomes.items():
+        expected = [2.0 * (caller * 1000 + number)] * (1 + number % 3)
+        assert found == [expected] or (number % 5 == 4 and found == [])
+    assert len(outcomes) == 12 * 150
+
+
+def test_a_batch_that_fills_up_is_seen_also_after_others_have_left(eventually):
+    """What fills the batch is reckoned anew when requests leave; else it would lie until its time is up."""
+    runner = Recorder()
+    batcher = Batcher(runner, BatchingOptions(max_batch_size=4, timeout_s=600, num_threads=1))
+    told = []
+
+    def done(values, error) -> None:
+        told.append(error or values[0].ravel().tolist())
+
+    batcher.start(column(1.0), ["y"], Call(), done)
+    other = {"x": np.ones((3, 2), np.float32)}  # of another shape, and so of another batch
+    withdraw = batcher.start(other, ["y"], Call(), done)
+    eventually(lambda: batcher._wake_at == 1 + 3 + 3)
+    withdraw()
+    batcher.start(column(2.0, 3.0, 4.0), ["y"], Call(), done)
+    eventually(lambda: len(told) == 2, 20)
+    assert told == [[2.0], [4.0, 6.0, 8.0]]
+    assert runner.batches == [[1.0, 2.0, 3.0, 4.0]]
+    batcher.close()
+
+
+def test_a_deadline_or_client_that_cannot_be_told_ends_its_own_request_only(busy, eventually):
+    runner, batcher, crowd, _ = busy(max_batch_size=8)
+    told = []
+
+    def broken() -> bool:
+        if told:
+            raise OSError("connection state unknown")
+        told.append(True)  # the check on entry passes
+        return True
+
+    outcome = []
+    batcher.start(column(1.0), ["y"], Call(alive=broken), lambda values, error: outcome.append(error))
+    crowd.call(2.0)
+    waiting(batcher, 2, eventually)
+    runner.gate.set()
+    assert crowd.join() == {0: [0.0], 1: [4.0]}
+    assert [type(e) for e in outcome] == [OSError]
+
+
+def test_a_request_without_a_deadline_is_batched(serve, toys):
+    running = serve(toys.text, enable_batching=True)
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"]))
+    response = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict(request)
+    assert list(response.outputs["label"].string_val) == [b"short"]
 
 
 def test_outputs_that_are_not_batched_are_refused():

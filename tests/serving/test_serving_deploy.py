@@ -7,11 +7,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from google.protobuf import text_format
 
-from serving.batching import BatchingOptions, read_options
+from serving.batching_options import BatchingOptions, read_options
 from serving.flags import parse
 from serving.metrics import Metrics
 from serving.protos import MonitoringConfig, SSLConfig
@@ -120,9 +121,8 @@ def test_the_configuration_serves_a_model(serve, toys, tmp_path):
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=[p.stem for p in MANIFESTS])
 def test_manifests_are_valid_kubernetes(path):
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     for document in yaml.safe_load_all(path.read_text()):
-        validate.validate(document, "1.33", strict=True)
+        kubernetes_validate.validate(document, "1.33", strict=True)
 
 
 def test_manifests_belong_together():

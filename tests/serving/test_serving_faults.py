@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from serving.client import Client
@@ -205,9 +205,9 @@ def test_clients_that_misbehave_disturb_nobody(faulty, eventually):
         time.sleep(1.0)
         before = memory_mb(pid), threads(pid), files(pid)
 
-        left = [socket.create_connection((host, int(port)), 30) for _ in range(700)]
-        left += [socket.create_connection(grpc_address, 30) for _ in range(300)]
-        time.sleep(0.5)
+        left = [socket.create_connection((host, int(port)), 30) for _ in range(1000)]
+        left += [socket.create_connection(grpc_address, 30) for _ in range(1000)]
+        eventually(lambda: files(pid) >= before[2] + 1990)
         assert threads(pid) <= before[1] + 45  # gRPC's and REST's pools may fill; a connection costs no thread
         for one in left:
             one.close()
@@ -248,6 +248,55 @@ def test_clients_that_misbehave_disturb_nobody(faulty, eventually):
         eventually(lambda: threads(pid) <= before[1] + 45)
         eventually(lambda: memory_mb(pid) < before[0] + 150)
     channel.close()
+
+
+def test_connections_beyond_the_limit_are_closed_at_once_and_those_there_are_go_on(serve, toys):
+    running = serve(toys.text, model_name="m", rest_api_port=-1, max_connections=20)
+    http = RawHttp(running.server.rest_port)
+    channel = running.channel.unary_unary(PREDICT)
+    body = b'{"instances": ["a"]}'
+
+    def both_answer() -> bool:
+        return channel(make_request([b"a"]), timeout=30) and http.ask("POST", "/v1/models/m:predict", body)[0] == 200
+
+    assert both_answer()
+    grpc_left, rest_left = (
+        [socket.create_connection(("127.0.0.1", port), 30) for _ in range(30)]
+        for port in (running.server.grpc_port, running.server.rest_port)
+    )
+    # gRPC greets each connection with its settings; one that is refused is closed before that, or right after.
+    assert sum(_closed(one) for one in grpc_left) == 30 - 19
+    assert [_first_bytes(one)[:12] for one in rest_left[19:]] == [b"HTTP/1.1 503"] * 11
+    assert both_answer()
+    with (
+        grpc.insecure_channel(running.target, [("grpc.channel_id", 2)]) as other,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        other.unary_unary(PREDICT)(make_request([b"a"]), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    for one in grpc_left + rest_left:
+        one.close()
+    with Client(running.target, "m", timeout_s=30) as client:  # its retries outlast the closing of the others
+        assert client.predict(["a"])[0].label == "short"
+    http.close()
+
+
+def _closed(connection: socket.socket) -> bool:
+    """Whether the server has closed a connection, or does so within a second."""
+    connection.settimeout(1.0)
+    try:
+        while connection.recv(4096):
+            pass
+        return True
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def _first_bytes(connection: socket.socket) -> bytes:
+    connection.settimeout(30)
+    return connection.recv(4096)
 
 
 def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp_path):
@@ -294,43 +343,73 @@ _paths = st.sampled_from(
         for method in ("predict", "classify", "regress")
     ]
 ) | st.text(string.printable, max_size=20).map(lambda t: "/v1/" + t)
-_methods = st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "OPTIONS", "HEAD"])
+_methods = st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "OPTIONS", "HEAD", "get", "?"])
+_requests = st.lists(st.tuples(_methods, _paths, _bodies), min_size=20, max_size=20)
 CANARY = "Zx9 canary"
 
 
-@pytest.fixture
-def rest_api(serve, toys):
-    from serving.metrics import Metrics
-    from serving.rest import RestApi
-    from serving.service import InferenceService
+class RawHttp:
+    """HTTP/1.1 with nothing between the test and the socket; one connection for as long as the server keeps it."""
 
-    running = serve(toys.half_plus_two)
-    return RestApi(InferenceService(running.server._core, Metrics()))
+    def __init__(self, port: int):
+        self._port, self._file, self._socket = port, None, None
+
+    def ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """(status, body), whatever bytes the request line is made of."""
+        if self._file is None:
+            self._socket = socket.create_connection(("127.0.0.1", self._port), 30)
+            self._file = self._socket.makefile("rb")
+        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._socket.sendall(head.encode() + body)
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while (line := self._file.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            headers[name.strip().lower()] = value.strip().lower()
+        answer = b"" if method == "HEAD" else self._file.read(int(headers.get(b"content-length", b"0")))
+        if headers.get(b"connection") == b"close" or "\n" in path:  # a line feed may make two requests of one
+            self.close()
+        return status, answer
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._socket.close()
+            self._file = None
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(rest_api, count):
-    from serving.rest import Request
-
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(serve, toys, count):
+    running = serve(toys.half_plus_two, rest_api_port=-1)
+    http = RawHttp(running.server.rest_port)
     seen: dict[int, int] = {}
 
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(_methods, _paths, _bodies)
-    @example("POST", "/v1/models/default:predict", b'{"instances": [1.0, 2.0]}')
-    @example("POST", "/v1/models/nope:predict", b'{"instances": [1.0]}')
-    def fuzz(method, path, body):
-        if len(body) % 7 == 0:
-            body = body.replace(b'"x"', f'"{CANARY}"'.encode())
-        response = rest_api.handle(Request(method, path, {}, body))
-        seen[response.status] = seen.get(response.status, 0) + 1
-        assert response.status in (200, 400, 404, 501)
-        if response.status != 200:
-            message = json.loads(response.body)["error"]
-            assert isinstance(message, str)
-            assert "canary" not in message
+    @settings(
+        max_examples=count // 20, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )  # fmt: skip
+    @given(_requests)
+    @example([("POST", "/v1/models/default:predict", b'{"instances": [1.0, 2.0]}')])
+    @example([("POST", "/v1/models/nope:predict", b'{"instances": [1.0]}')])
+    def fuzz(requests):
+        for method, path, body in requests:
+            if len(body) % 7 == 0:
+                body = body.replace(b'"x"', f'"{CANARY}"'.encode())
+            status, answer = http.ask(method, path, body)
+            seen[status] = seen.get(status, 0) + 1
+            assert status in (200, 400, 404, 501)
+            if status != 200 and method != "HEAD":
+                message = json.loads(answer)["error"]
+                assert isinstance(message, str)
+                assert "canary" not in message
 
     fuzz()
+    http.close()
     assert seen.keys() >= {200, 400, 404}
+    assert sum(seen.values()) >= count
+    one = RawHttp(running.server.rest_port)
+    assert one.ask("POST", "/v1/models/default:predict", b'{"instances": [2.0]}')[0] == 200
+    one.close()
 
 
 def test_fuzzed_tensors_never_crash_the_decoder():
