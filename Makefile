@@ -30,7 +30,8 @@ soak: setup
 RESOLVE = .tools/venv/bin/uv pip compile --quiet --generate-hashes --no-header --python-version 3.11
 IMAGE = $(RESOLVE) --python-platform x86_64-manylinux_2_40 -c deploy/bootstrap/requirements.txt
 lock: setup
-	@$(RESOLVE) --universal --extra pipeline --extra kfp --extra dev pyproject.toml -o deploy/bootstrap/requirements.txt
+	@$(RESOLVE) --universal --extra pipeline --extra kfp --extra tracing --extra dev pyproject.toml \
+	  -o deploy/bootstrap/requirements.txt
 	@$(IMAGE) --extra pipeline --extra kfp pyproject.toml -o deploy/pipeline/requirements.txt
 	@$(IMAGE) --extra pipeline --extra kfp --extra gpu pyproject.toml -o deploy/pipeline/requirements-gpu.txt
 	@$(RESOLVE) --universal --extra airflow pyproject.toml -o deploy/airflow/requirements.txt

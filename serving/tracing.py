@@ -86,8 +86,7 @@ def otlp_tracer(endpoint: str) -> OpenTelemetryTracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise StartError(
-            f"--otlp_endpoint needs OpenTelemetry ({error.name} is missing): install opentelemetry-sdk and "
-            "opentelemetry-exporter-otlp-proto-grpc"
+            f"--otlp_endpoint needs OpenTelemetry ({error.name} is missing): install the extra biobert-cnn[tracing]"
         ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": "biobert-cnn-serving"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
