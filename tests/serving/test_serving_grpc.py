@@ -71,6 +71,21 @@ def test_counter_keeps_its_state_between_requests(serve, toys):
     assert seen == [0.0, 1.0, 2.0, 5.0, 0.0, 0.0]
 
 
+def test_predict_takes_any_signature_of_a_tf2_export(serve, tmp_path):
+    root = tf.train.Checkpoint()
+    spec = [tf.TensorSpec(None, tf.float32, "x")]
+    root.f = tf.function(lambda x: {"y": tf.fill(tf.shape(x), 1.0)}, spec)
+    root.g = tf.function(lambda x: {"y": tf.fill(tf.shape(x), 2.0)}, spec)
+    folder = tmp_path / "model" / "00000123"
+    tf.saved_model.save(root, str(folder), {"serving_default": root.f, "custom_signature_key": root.g})
+    predict = stub(serve(folder.parent)).Predict
+    for signature, expected in (("custom_signature_key", 2.0), ("", 1.0)):
+        response = predict(predict_request(signature=signature, x=np.array([2.0], np.float32)), 20)
+        assert list(response.outputs["y"].float_val) == [expected]
+        assert response.model_spec.signature_name == (signature or "serving_default")
+        assert response.model_spec.version.value == 123
+
+
 def test_predict_returns_only_the_outputs_that_the_filter_names(serve, toys):
     running = serve(toys.text)
     request = predict_request(text=[b"a", b"a much longer text"])
