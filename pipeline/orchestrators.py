@@ -34,7 +34,7 @@ def compile_command(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the pipeline for another orchestrator, by the section [kubeflow] or [airflow] of the configuration."""
+    """Write the pipeline for another orchestrator, by section `kubeflow` or `airflow` of the configuration."""
     from pipeline.config import load_config
 
     if target not in ("kubeflow", "vertex", "airflow"):
