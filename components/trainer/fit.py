@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import keras
+import tensorflow as tf
 from pydantic import ValidationError
 
 from components.classifier.model import TextClassifier, build_classifier
@@ -19,7 +20,7 @@ from components.encoder.config import BertGeometry, geometry_in_use
 from components.encoder.conversion import read_record
 from components.errors import ConfigError
 from components.trainer.batches import Examples
-from components.trainer.hardware import choose_strategy, has_bfloat16
+from components.trainer.hardware import has_bfloat16
 from components.trainer.loop import Loop, Progress
 from components.trainer.lora import enable_lora, merged_values
 from components.trainer.losses import class_weights
@@ -54,7 +55,12 @@ class Fitted:
 
 
 def fit(
-    config: dict[str, Any], train: Examples, evaluation: Examples, log_dir: str, base_model: str | None = None
+    config: dict[str, Any],
+    train: Examples,
+    evaluation: Examples,
+    log_dir: str,
+    strategy: tf.distribute.Strategy,
+    base_model: str | None = None,
 ) -> Fitted:
     """Trains, from the checkpoint that an earlier try of the very same training has left, if any.
 
@@ -62,6 +68,7 @@ def fit(
       config: see `components.trainer.run_fn`.
       train, evaluation: the examples of the two splits.
       log_dir: TensorBoard's.
+      strategy: see `components.trainer.hardware`.
       base_model: a SavedModel to start from.
 
     Raises:
@@ -69,7 +76,6 @@ def fit(
     """
     training = _section(TrainingConfig, config, "training")
     keras.utils.set_random_seed(training.seed)
-    strategy = choose_strategy()
     mixed = training.mixed_precision and has_bfloat16()
     if training.mixed_precision and not mixed:
         log.warning("training.mixed_precision: this machine has no bfloat16 arithmetic; training in float32")

@@ -2,28 +2,88 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from pathlib import Path
 
 import tensorflow as tf
+
+from components.errors import ConfigError, PipelineError
 
 log = logging.getLogger(__name__)
 
 
 def choose_strategy() -> tf.distribute.Strategy:
-    """MirroredStrategy over several GPUs; else TensorFlow's default, one device.
+    """MultiWorkerMirroredStrategy where TF_CONFIG names several workers, as Kubernetes' and Vertex AI's training jobs
+    set it (https://www.tensorflow.org/guide/distributed_training#setting_up_tf_config_environment_variable);
+    MirroredStrategy over several GPUs of this host; else TensorFlow's default, one device.
 
-    GPU memory is taken as it is needed: the model server of the serving check wants some of the same GPU.
+    With several workers it must be called before anything else of TensorFlow. GPU memory is taken as it is needed: the
+    model server of the serving check wants some of the same GPU.
+
+    Raises:
+      ConfigError: TF_CONFIG cannot be read.
     """
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:  # TensorFlow has already started on it
             log.info("%s is in use already; its memory is not shared", gpu.name)
+    if workers_in_cluster() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
     return tf.distribute.get_strategy()
+
+
+def workers_in_cluster() -> int:
+    """How many processes train together, by TF_CONFIG; 1 where it says nothing.
+
+    Raises:
+      ConfigError: TF_CONFIG cannot be read.
+    """
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster") or {}
+        return max(1, sum(len(cluster.get(kind, ())) for kind in ("chief", "worker")))
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError("TF_CONFIG: is not a JSON object with cluster and task; correct or unset it") from None
+
+
+def worker_number(strategy: tf.distribute.Strategy) -> int:
+    """Which of the workers this process is, from 0, the chief, who alone writes what all of them made."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    resolver = strategy.cluster_resolver
+    if "chief" in resolver.cluster_spec().as_dict() and resolver.task_type == "worker":
+        return 1 + int(resolver.task_id)
+    return int(resolver.task_id)
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many of the replicas are in this process."""
+    return len(strategy.extended.worker_devices) if strategy.num_replicas_in_sync > 1 else 1
+
+
+def check_alike(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
+    """Waits for all workers, and raises PipelineError(message) where one of them has another value."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+
+    @tf.function(autograph=False)
+    def gathered() -> tf.Tensor:
+        mine = strategy.run(lambda: tf.constant([value], tf.int64))
+        return strategy.gather(mine, axis=0)
+
+    if len(set(gathered().numpy().tolist())) > 1:
+        raise PipelineError(message)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come here."""
+    check_alike(strategy, 0, "")
 
 
 def has_bfloat16() -> bool:

@@ -17,6 +17,7 @@ from components.progress import report
 from components.trainer import state
 from components.trainer.average import MovingAverage
 from components.trainer.batches import Examples, plan_epoch
+from components.trainer.hardware import check_alike, worker_number
 from components.trainer.hidden import remove_hidden, with_hidden
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.optimizer import AdamW, learning_rate
@@ -62,7 +63,7 @@ class Loop:
       task, training: of the configuration.
       weights: of `losses.class_weights`.
       strategy: where replicas run; a batch is divided among them.
-      checkpoint_dir: of this run alone; a checkpoint there is gone on from.
+      checkpoint_dir: of this run alone, and of all its workers; a checkpoint there is gone on from.
       log_dir: TensorBoard's.
     """
 
@@ -85,6 +86,7 @@ class Loop:
         self.training = training
         self.weights = weights
         self.strategy = strategy
+        self.worker = worker_number(strategy)
         self.checkpoint_dir = checkpoint_dir
         self.log_dir = log_dir
         self.stages = stages_of(training)
@@ -104,7 +106,12 @@ class Loop:
         """
         kept = self._restore()
         now = self.progress
-        writer = tf.summary.create_file_writer(self.log_dir)
+        check_alike(
+            self.strategy,
+            self._done(),
+            f"Trainer: its workers see different checkpoints; all must share {self.checkpoint_dir}",
+        )
+        writer = tf.summary.create_noop_writer() if self.worker else tf.summary.create_file_writer(self.log_dir)
         with writer.as_default():
             while now.stage < len(self.stages):
                 self._begin_stage(kept)
@@ -146,7 +153,8 @@ class Loop:
         """The examples of a split, with what the frozen blocks give for them where that is kept."""
         examples = self.train if split == "train" else self.evaluation
         number, encoder = self.progress.stage, self.model.encoder
-        paths = [f"{self.checkpoint_dir}/hidden-{split}-{n}.npy" for n in range(len(self.stages))]
+        own = f"-{self.worker}" if self.worker else ""  # not the chief's file, which may still be under way
+        paths = [f"{self.checkpoint_dir}/hidden-{split}-{n}{own}.npy" for n in range(len(self.stages))]
         for path in paths[:number]:
             remove_hidden(path)
         if not frozen or not self.stage.cache:  # embeddings alone are as fast as the disk
@@ -261,6 +269,8 @@ class Loop:
     # === Checkpoints ===
 
     def _save(self, between_stages: bool = False) -> None:
+        if self.worker:
+            return
         groups = {"model": _arrays(self.model.variables), "best": self.best_weights}
         if not between_stages:  # the next stage's optimiser begins anew
             groups |= {name: _arrays(variables) for name, variables in self._state().items()}

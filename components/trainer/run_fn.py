@@ -20,6 +20,7 @@ from components.trainer.batches import Examples, read_examples
 from components.trainer.calibration import calibrate
 from components.trainer.export import TransformGraph, export
 from components.trainer.fit import fit
+from components.trainer.hardware import choose_strategy, wait_for_all, worker_number
 from components.trainer.hyperparameters import decoded, with_values
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.steps import make_predict_step, predict
@@ -42,6 +43,7 @@ def run_fn(fn_args: Any) -> None:
       ConfigError, CheckpointError, DataError, PipelineError: as their messages say.
     """
     started = time.monotonic()
+    strategy = choose_strategy()
     config = fn_args.custom_config
     found = getattr(fn_args, "hyperparameters", None)  # KerasTuner's own account of a trial
     hyperparameters = decoded(found["values"]) if found else None
@@ -54,7 +56,10 @@ def run_fn(fn_args: Any) -> None:
     train = read_examples(fn_args.train_files, spec, task == "multilabel", pairs)
     evaluation = read_examples(fn_args.eval_files, spec, task == "multilabel", pairs)
 
-    fitted = fit(config, train, evaluation, os.path.join(fn_args.model_run_dir, "logs"), fn_args.base_model)
+    fitted = fit(config, train, evaluation, os.path.join(fn_args.model_run_dir, "logs"), strategy, fn_args.base_model)
+    if worker_number(strategy):  # the chief alone exports; TFX looks for it in every worker
+        wait_for_all(strategy)
+        return
     model, progress = fitted.model, fitted.progress
 
     calibration = calibrate(model, evaluation, task) if training.calibration == "temperature" else None
@@ -96,6 +101,7 @@ def run_fn(fn_args: Any) -> None:
         export(fn_args.serving_model_dir, model, *contract)
     check_ops(fn_args.serving_model_dir)
     _write_json(fn_args.model_run_dir, "check.json", check)
+    wait_for_all(strategy)
     state.remove(fitted.checkpoint_dir)
 
 

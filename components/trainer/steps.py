@@ -12,6 +12,7 @@ from components.classifier.model import TextClassifier, probabilities
 from components.config import Task, TrainingConfig
 from components.trainer.average import MovingAverage
 from components.trainer.batches import Examples, plan_prediction
+from components.trainer.hardware import local_replicas, worker_number
 from components.trainer.losses import example_losses
 from components.trainer.optimizer import AdamW
 
@@ -45,7 +46,6 @@ class TrainStep:
         average: MovingAverage | None = None,
     ) -> None:
         self.examples = examples
-        self.strategy = strategy
         self.replicas = replicas = strategy.num_replicas_in_sync
         self.count = count = training.accumulate_steps
 
@@ -66,14 +66,18 @@ class TrainStep:
                 average.update(optimizer.step)
             return loss
 
-        # Over replicas the shapes come as PerReplica values, which have no signature to write down.
-        signature = {"input_signature": self._signature()} if replicas == 1 else {"reduce_retracing": True}
+        local = local_replicas(strategy)
+        self.own = own = slice(worker_number(strategy) * local, (worker_number(strategy) + 1) * local)
 
-        @tf.function(**signature, autograph=False)
+        # With a signature, so that all workers trace it once and alike: their collective operations meet by number.
+        @tf.function(input_signature=self._signature(local), autograph=False)
         def compiled(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
             if replicas == 1:
-                return replica_step(parts, rate)
-            losses = strategy.run(replica_step, args=(parts, rate))
+                return replica_step(parts[0], rate)
+            per_replica = strategy.experimental_distribute_values_from_function(
+                lambda context: parts[context.replica_id_in_sync_group - own.start]
+            )
+            losses = strategy.run(replica_step, args=(per_replica, rate))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
         self.compiled = compiled
@@ -95,26 +99,21 @@ class TrainStep:
                 (self._inputs(rows if len(rows) else batches[0][:1]), share if len(rows) else np.float32(0))
                 for rows in of_replica
             ]
-            for of_replica in zip(*split, strict=True)
+            for of_replica in list(zip(*split, strict=True))[self.own]
         ]
-        if self.replicas == 1:
-            return self.compiled(parts[0], np.float32(rate))
-        per_replica = self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.nest.map_structure(tf.convert_to_tensor, parts[context.replica_id_in_sync_group])
-        )
-        return self.compiled(per_replica, np.float32(rate))
+        return self.compiled(parts, np.float32(rate))
 
     def _inputs(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         return self.examples.batch(rows), self.examples.labels[rows]
 
-    def _signature(self) -> list[Any]:
+    def _signature(self, local: int) -> list[Any]:
         batch = batch_spec(self.examples.segments is not None)
         hidden, labels = self.examples.hidden, self.examples.labels
         if hidden is not None:
             batch["hidden"] = tf.TensorSpec([None, hidden.shape[1]], tf.as_dtype(hidden.dtype), "hidden")
         truth = tf.TensorSpec([None, *labels.shape[1:]], labels.dtype)
         scalar = tf.TensorSpec([], tf.float32)
-        return [[((batch, truth), scalar)] * self.count, scalar]
+        return [[[((batch, truth), scalar)] * self.count] * local, scalar]
 
 
 def _accumulated(gradients_of: Callable[..., Any], parts: Sequence[Any]) -> tuple[tf.Tensor, list[Any]]:

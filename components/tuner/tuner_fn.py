@@ -12,8 +12,10 @@ import tensorflow_transform as tft
 from tfx.components.tuner.component import TunerFnResult
 
 from components.config import TrainingConfig, TunerConfig
+from components.errors import ConfigError
 from components.trainer.batches import read_examples
 from components.trainer.fit import fit
+from components.trainer.hardware import choose_strategy, workers_in_cluster
 from components.trainer.hyperparameters import with_values
 from components.tuner.search import Search
 
@@ -25,7 +27,12 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_graph_path`, `working_dir`, and `custom_config`
         with what `components.trainer.run_fn` takes but `checkpoint_dir`, `tuner`, the section, and `tuner_dir`, where
         trials are kept; those of other data, or of another configuration or code, are deleted there.
+
+    Raises:
+      ConfigError: TF_CONFIG names several workers.
     """
+    if workers_in_cluster() > 1:
+        raise ConfigError("tuner: a search runs in one process, but TF_CONFIG names several workers; unset it there")
     config = fn_args.custom_config
     tuner = TunerConfig.model_validate(config["tuner"])
     training = TrainingConfig.model_validate(config["training"])
@@ -44,9 +51,11 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
         if other != name:
             shutil.rmtree(os.path.join(config["tuner_dir"], other))
 
+    strategy = choose_strategy()
+
     def score(values: dict[str, Any], folder: str) -> float:
         own = with_values(settings, values) | {"checkpoint_dir": folder}
-        return fit(own, train, evaluation, os.path.join(folder, "logs")).progress.best
+        return fit(own, train, evaluation, os.path.join(folder, "logs"), strategy).progress.best
 
     kept = os.path.join(config["tuner_dir"], name)
     search = Search(tuner, training.metric, score, os.path.join(fn_args.working_dir, "keras_tuner"), kept)
