@@ -186,6 +186,7 @@ class HeadConfig(Section):
     filters: tuple[PositiveInt, ...] = (160,)  # one for all, or one each
     pool_size: PositiveInt = 2  # flatten: max-pool before flattening
     dense_units: Annotated[int, Field(ge=0)] = 0  # a hidden dense layer before the output; 0: none
+    output_scale: PositiveFloat = 1.0  # of the output layer's first weights; 0.1 helps where there are few examples
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     l2: Annotated[float, Field(ge=0)] = 0.0
     batch_norm: bool = False  # `stacked` always normalises

@@ -48,7 +48,11 @@ class TextClassifier(keras.Model):
             self.hidden_dropout = keras.layers.Dropout(config.dropout, dtype=policy)
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy)
         # float32 whatever the policy: probabilities from bfloat16 logits have two digits.
-        self.output_dense = keras.layers.Dense(outputs, kernel_regularizer=regularizer, name="output", dtype="float32")
+        self.output_dense = keras.layers.Dense(
+            outputs, kernel_regularizer=regularizer, name="output", dtype="float32",
+            # At 1 Glorot's own. Maxima over many filters are large, and so are the first logits then.
+            kernel_initializer=keras.initializers.VarianceScaling(config.output_scale**2, "fan_avg", "uniform"),
+        )  # fmt: skip
 
     def call(self, batch: Batch, training: bool = False, frozen: int | None = None) -> Tensor:
         batch = batch if self.windows is None else self.windows.split(batch)

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -179,6 +180,18 @@ def test_filters_that_only_find_negatives_pool_to_zero():
 def test_one_number_of_filters_serves_all_widths():
     model = build_classifier(GEOMETRY, HeadConfig(widths=(2, 3), filters=(7,)), "multiclass", 3)
     assert [kernel.shape for kernel in model.head.stages[0].kernels] == [(16, 7), (24, 7)]
+
+
+def test_output_scale_scales_the_first_output_kernel_and_nothing_else():
+    kernels = []
+    for scale in (1.0, 0.1):
+        keras.utils.set_random_seed(3)
+        model = build_classifier(GEOMETRY, HeadConfig(filters=(3,), output_scale=scale), "multiclass", 3)
+        kernels.append([model.output_dense.kernel.numpy(), model.head.stages[0].kernels[0].numpy()])
+    limit = np.sqrt(6 / sum(kernels[0][0].shape))  # Glorot and Bengio 2010
+    assert 0.5 * limit < np.abs(kernels[0][0]).max() <= limit
+    np.testing.assert_allclose(kernels[1][0], kernels[0][0] * 0.1, rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(kernels[1][1], kernels[0][1])
 
 
 def test_l2_adds_a_loss_for_kernels_alone():
