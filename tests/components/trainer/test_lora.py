@@ -64,6 +64,7 @@ def test_merged_weights_answer_as_kernels_and_updates_do(trained, tiny_loop, tmp
     assert np.abs(found - before).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_goes_on_to_the_same_bits(trained, tiny_loop, cut_at, tmp_path):
     cut_at(tiny_loop(tmp_path, **OPTIONS), 3)
     again = tiny_loop(tmp_path, **OPTIONS)
@@ -75,6 +76,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(trained, tiny_loop, cut_at, tmp_
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_export_has_no_more_tensors_than_without_and_answers_as_trained(fn_args, monkeypatch):
     trained_models = []
     original = fit.Loop

@@ -132,6 +132,7 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     assert tokens["input_ids"].numpy()[[0, lengths[0] - 1]].tolist() == [2, 3]
 
 
+@pytest.mark.slow
 def test_the_export_is_calibrated_as_the_summary_says(fn_args, eval_rows):
     args = fn_args(training={"calibration": "temperature", "epochs": 5, "learning_rate": 0.05})
     run_fn(args)

@@ -72,6 +72,7 @@ def test_kept_outputs_stay_while_their_stage_lasts(staged):
     assert files == [[f"hidden-{split}-{n}.npy" for split in ("eval", "train")] for n in (0, 0, 1)] + [[]]
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_twice_goes_on_to_the_same_bits(staged, tiny_loop, cut_at, tmp_path):
     whole, *_ = staged
     cut_at(tiny_loop(tmp_path, **OPTIONS), 11)  # the first step of the second stage
@@ -94,6 +95,7 @@ def test_patience_ends_a_stage_and_the_next_starts_from_the_best_weights(tiny_lo
     assert (done.best_epoch, done.epoch) == (0, 3)
 
 
+@pytest.mark.slow
 def test_kept_outputs_train_as_computed_ones_do(tiny_loop, tmp_path):
     kept, computed = (tiny_loop(tmp_path / str(cache), stages=[{**TOP, "cache": cache}]) for cache in (True, False))
     losses = [[entry["loss"] for entry in loop.run().history] for loop in (kept, computed)]
@@ -157,6 +159,17 @@ def test_bfloat16_outputs_are_kept_to_the_bit_and_found_again(tiny_loop, tmp_pat
     remove_hidden(path)
     remove_hidden(path)
     assert os.listdir(tmp_path / "new") == []
+
+
+def test_mixed_precision_trains_on_kept_bfloat16_outputs(tiny_loop, tmp_path):
+    loop = tiny_loop(tmp_path, layers=1, policy="mixed_bfloat16", stages=[{"layers": 0, "epochs": 1}])
+    (entry,) = loop.run().history
+    assert np.isfinite(entry["loss"])
+    assert loop._train_step.examples.hidden.dtype == ml_dtypes.bfloat16
+    batch = loop.train.batch(np.arange(40))
+    kept = loop._train_step.examples.batch(np.arange(40))["hidden"]
+    expected = np.asarray(loop.model.encoder.lower(batch, 1))
+    np.testing.assert_allclose(kept.astype(np.float32), expected.astype(np.float32), rtol=0, atol=0.05)
 
 
 def test_a_full_disk_is_told_before_anything_is_computed(tiny_loop, tmp_path, monkeypatch):

@@ -92,6 +92,7 @@ def test_the_average_is_what_is_measured_and_kept(averaged):
     assert scores(found, averaged.evaluation.labels, "multiclass")["pr_auc"] == entry["pr_auc"]
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_goes_on_to_the_same_bits(averaged, tiny_loop, cut_at, tmp_path):
     cut_at(tiny_loop(tmp_path, **OPTIONS), 3)
     again = tiny_loop(tmp_path, **OPTIONS)
@@ -104,6 +105,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(averaged, tiny_loop, cut_at, tmp
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_batches_by_tokens_are_counted_epoch_by_epoch(tiny_loop, cut_at, every_step, tmp_path):
     options = {"layers": 0, "batch_tokens": 20, "batch_size": 32, "epochs": 4, "patience": 4}
     whole = tiny_loop(tmp_path / "whole", **options)
