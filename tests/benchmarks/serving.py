@@ -1,93 +1,76 @@
-"""What the model server costs and bears: `python tests/benchmarks/serving.py [--model_base_path=FOLDER]`.
+"""What the model server costs and bears: `python tests/benchmarks/serving.py [--geometry=default …]`.
 
 Prints ratios, each measured in alternation on the same machine in the same minutes:
 
-- latency:    median of single texts through the server minus the in-process call, in milliseconds;
-- throughput: texts/s at saturation over the bare SavedModel called in-process with ideal batches;
-- overload:   at twice the rate it can carry, p99 of what is accepted, and how fast the rest is refused.
+- latency:    median over single texts of the time through the server minus that of the in-process call;
+- floor:      processor time of a gRPC server in Python that answers with what it was sent, by request: what no server
+              on grpcio can do without;
+- throughput: texts/s at saturation over the bare SavedModel called in-process with ideal batches (sorted by length);
+- overload:   at twice the rate it can carry, p99 of what is accepted against the stated bound, and how fast the rest
+              is refused.
 
-Without a model it makes one with this project's signatures and the shape of a small encoder (random weights): what is
-measured is the server. The server is a process of its own, the load comes from this one.
+The models are this project's own, exported by its own code with random weights: the geometry of the default
+configuration (embeddings and CNN, under a millisecond a text) and that of BioBERT (BERT-base and CNN). The texts are
+real sentences, `pipeline/data/pmc_rct_sections/test.csv`.
+
+Server and load generator are processes of their own, but share this machine's cores. The generator's processor time
+is therefore counted apart: `ratio` is of texts/s as they were, generator and all; `ratio_of_processor_time` is the
+in-process call's processor time a text over the server's, what the server itself adds; `client_share` is the share of
+the machine that the generator took away from the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent import futures
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# This file's own folder goes first on the path, where its name would stand for the package.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+import grpc  # noqa: E402
 
-import grpc
-import numpy as np
-import tensorflow as tf
-import tensorflow_text as text_ops
-
-from serving import bench
-from serving.client import Options, make_requests
-from serving.errors import Code
+from serving import bench  # noqa: E402
+from serving.client import Options, make_requests  # noqa: E402
+from serving.errors import Code  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "patients with reduced ejection fraction were randomly assigned to receive the drug or placebo daily"
+TEXTS = ROOT / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
+# Batches computed at once, and rows that may wait, in batches. The longest wait is for the batches being computed and
+# those waiting, each of which may be no more than half full: requests are not split, and go together by length.
+THREADS = os.cpu_count() or 1
+ENQUEUED = 2
+BOUND_IN_BATCHES = 2 * (THREADS + ENQUEUED)
 
 
-def export_model(path: Path, hidden: int, layers: int) -> None:
-    """A packed text classifier: hashed words, embeddings, `layers` of dense · dense, mean over words, softmax."""
-
-    class Model(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            draw = tf.random.Generator.from_seed(0)
-            self.table = tf.Variable(draw.normal([5000, hidden]))
-            self.layers = [
-                (
-                    tf.Variable(draw.normal([hidden, 4 * hidden], 0, 0.05)),
-                    tf.Variable(draw.normal([4 * hidden, hidden], 0, 0.05)),
-                )
-                for _ in range(layers)
-            ]
-            self.out = tf.Variable(draw.normal([hidden, 5], 0, 0.1))
-
-        def words(self, text):
-            return text_ops.WhitespaceTokenizer().tokenize(text)
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
-        def predict(self, text):
-            words = self.words(text)
-            x = tf.gather(self.table, tf.strings.to_hash_bucket_fast(words.values, 5000))  # (tokens, hidden)
-            for up, down in self.layers:
-                x = x + tf.nn.relu(x @ up) @ down
-            pooled = tf.math.segment_mean(x, words.value_rowids())
-            classes = tf.constant([["a", "b", "c", "d", "e"]])
-            probabilities = tf.nn.softmax(pooled @ self.out)
-            return {
-                "probabilities": probabilities,
-                "classes": tf.tile(classes, [tf.shape(probabilities)[0], 1]),
-                "label": tf.gather(classes[0], tf.argmax(probabilities, -1)),
-            }
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
-        def tokens(self, text):
-            words = self.words(text)
-            return {"input_ids": tf.strings.to_hash_bucket_fast(words.values, 5000), "row_lengths": words.row_lengths()}
-
-    model = Model()
-    tf.saved_model.save(model, str(path), signatures={"serving_default": model.predict, "tokens": model.tokens})
+def read_texts(count: int, seed: int = 0) -> list[str]:
+    with TEXTS.open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    random.Random(seed).shuffle(texts)
+    return (texts * (count // len(texts) + 1))[:count]
 
 
-def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of 10 to 60 words, about the length of the sentences of an abstract."""
-    generator = random.Random(seed)
-    return [" ".join(generator.choices(WORDS.split(), k=generator.randint(10, 60))) for _ in range(count)]
+def serialized(texts: list[str], rows: int) -> list[bytes]:
+    options = Options(batch_size=rows, batch_bytes=1 << 30)
+    return [message.SerializeToString() for _, message in make_requests("m", options, texts, None)]
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that a process has used (Linux only: /proc)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Server:
@@ -105,9 +88,7 @@ class Server:
         return self._process.stdout.readline().decode().split()[-1]
 
     def cpu_s(self) -> float:
-        """Processor time that the server has used (Linux only: /proc)."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_s(self._process.pid)
 
     def __exit__(self, *exc: object) -> None:
         self._process.terminate()
@@ -118,53 +99,28 @@ class InProcess:
     """The bare SavedModel, as `tf.saved_model.load` gives it."""
 
     def __init__(self, base_path: Path):
-        newest = max((p for p in base_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-        self._model = tf.saved_model.load(str(newest))
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401  registers the ops that the model needs
+
+        self._tf = tf
+        self._model = tf.saved_model.load(str(base_path / "1"))
         self._signature = self._model.signatures["serving_default"]
-        _, self._inputs = self._signature.structured_input_signature
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        values = tf.constant(texts)
-        return self._signature(**dict.fromkeys(self._inputs, values))["probabilities"].numpy()
-
-
-def serialized(texts: list[str], batch: int, pairs: bool) -> list[bytes]:
-    options = Options(batch_size=batch, batch_bytes=1 << 30)
-    return [m.SerializeToString() for _, m in make_requests("m", options, texts, texts if pairs else None)]
+    def __call__(self, texts: list[str]) -> tuple[object, object]:
+        found = self._signature(text=self._tf.constant(texts))
+        return found["probabilities"].numpy(), found["label"].numpy()
 
 
-def measure_latency(bare: InProcess, base_path: Path, pairs: bool, count: int) -> dict[str, float]:
-    """Single texts, one after another, in-process and through the server in turn."""
-    texts = make_texts(count)
-    direct, served = [], []
-    with Server(base_path) as target, grpc.insecure_channel(target) as channel:
-        call = channel.unary_unary(bench.PREDICT_METHOD)
-        requests = serialized(texts, 1, pairs)
-        for text, request in zip(texts[:20], requests[:20], strict=True):
-            bare([text])
-            call(request, timeout=60)
-        for text, request in zip(texts, requests, strict=True):
-            started = time.perf_counter()
-            bare([text])
-            middle = time.perf_counter()
-            call(request, timeout=60)
-            direct.append(middle - started)
-            served.append(time.perf_counter() - middle)
-    return {
-        "in_process_ms": round(statistics.median(direct) * 1e3, 3),
-        "server_ms": round(statistics.median(served) * 1e3, 3),
-        "added_ms": round((statistics.median(served) - statistics.median(direct)) * 1e3, 3),
-        # On a machine that is busy with other things, the quieter moments tell more.
-        "added_ms_of_the_fastest_tenth": round((np.quantile(served, 0.1) - np.quantile(direct, 0.1)) * 1e3, 3),
-    }
+# === The load, in a process of its own ===
 
 
-async def saturate(target: str, requests: list[bytes], under_way: int, seconds: float) -> tuple[float, float]:
-    """Keeps `under_way` requests under way for a time; returns answered requests/s and the share refused."""
+async def saturate(target: str, requests: list[bytes], under_way: int, seconds: float) -> tuple[int, int, float]:
+    """Keeps `under_way` requests under way for a time; returns answered, refused, and the seconds it took."""
     answered = refused = 0
-    end = time.perf_counter() + seconds
     async with grpc.aio.insecure_channel(target) as channel:
         call = channel.unary_unary(bench.PREDICT_METHOD)
+        started = time.perf_counter()
+        end = started + seconds
 
         async def worker(number: int) -> None:
             nonlocal answered, refused
@@ -177,106 +133,216 @@ async def saturate(target: str, requests: list[bytes], under_way: int, seconds: 
                     if error.code().value[0] != Code.RESOURCE_EXHAUSTED:
                         raise
                     refused += 1
+                    await asyncio.sleep(0.001)
                 at += under_way
 
-        started = time.perf_counter()
         await asyncio.gather(*(worker(i) for i in range(under_way)))
-        return answered / (time.perf_counter() - started), refused / max(1, answered + refused)
+        return answered, refused, time.perf_counter() - started
 
 
-def batching_file(folder: Path, max_batch: int, enqueued: int, threads: int) -> Path:
-    path = folder / "batching_parameters.txt"
-    path.write_text(
-        f"max_batch_size {{ value: {max_batch} }} batch_timeout_micros {{ value: 1000 }} "
-        f"max_enqueued_batches {{ value: {enqueued} }} num_batch_threads {{ value: {threads} }}"
-    )
-    return path
+def load_process(job: dict) -> dict:
+    """What the child does: from target, texts, rows a request, seconds, and requests under way or rate, to findings."""
+    requests = serialized(read_texts(job["texts"]), job["rows"])
+    asyncio.run(saturate(job["target"], requests, job.get("under_way", 8), job["warm_s"]))
+    print("warm", flush=True)
+    sys.stdin.readline()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    if "rate" in job:
+        due = bench.arrivals(job["rate"], job["seconds"], seed=1)
+        report = asyncio.run(bench.run(job["target"], "m", requests, due, Options(timeout_s=60)))
+        found = {"offered_requests_s": round(len(due) / job["seconds"], 1), **report.summary()}
+    else:
+        answered, refused, took = asyncio.run(saturate(job["target"], requests, job["under_way"], job["seconds"]))
+        found = {"answered": answered, "refused": refused, "seconds": took}
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return found | {"cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
 
 
-def measure_throughput(
-    bare: InProcess, base_path: Path, folder: Path, pairs: bool, seconds: float, batch: int, texts_a_request: int
-) -> dict[str, float]:
-    """Texts/s of the bare model with batches of texts sorted by length, and of the saturated server, in turn."""
-    texts = make_texts(64 * batch)
-    ideal = sorted(texts, key=len)
-    batches = [ideal[i : i + batch] for i in range(0, len(ideal), batch)]
-    parameters = batching_file(folder, batch, 20, 1)
-    flags = ("--enable_batching", f"--batching_parameters_file={parameters}", "--grpc_max_threads=256")
-    under_way = max(8, 3 * batch // texts_a_request)
-    direct, served, refused, direct_cpu, served_cpu = [], [], [], [], []
-    server = Server(base_path, *flags)
-    with server as target:
-        requests = serialized(texts, texts_a_request, pairs)
-        asyncio.run(saturate(target, requests, under_way, 1.0))
-        for _ in range(3):
-            for some in batches[:2]:
-                bare(some)
-            started, done, at = time.perf_counter(), 0, 0
-            cpu = time.process_time()
-            while time.perf_counter() - started < seconds:
-                bare(batches[at % len(batches)])
-                done += batch
-                at += 1
-            direct.append(done / (time.perf_counter() - started))
-            direct_cpu.append((time.process_time() - cpu) / done)
-            started, cpu = time.perf_counter(), server.cpu_s()
-            rate, share = asyncio.run(saturate(target, requests, under_way, seconds))
-            served.append(rate * texts_a_request)
-            served_cpu.append((server.cpu_s() - cpu) / (served[-1] * (time.perf_counter() - started)))
-            refused.append(share)
+class Load:
+    """The child, warmed; `run` lets it go."""
+
+    def __init__(self, **job: object):
+        self._child = subprocess.Popen(
+            [sys.executable, __file__, "--load", json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._child.stdout is not None
+        if self._child.stdout.readline().strip() != b"warm":
+            raise SystemExit("the load generator failed")
+
+    def run(self) -> dict:
+        out, _ = self._child.communicate(b"\n")
+        return json.loads(out)
+
+
+# === What is measured ===
+
+
+def measure_latency(bare: InProcess, base_path: Path, count: int) -> dict[str, float]:
+    """Single texts, one after another, in-process and through the server in turn."""
+    texts = read_texts(count + 20)
+    direct, served = [], []
+    with Server(base_path) as target, grpc.insecure_channel(target) as channel:
+        call = channel.unary_unary(bench.PREDICT_METHOD)
+        for text, request in zip(texts, serialized(texts, 1), strict=True):
+            started = time.perf_counter()
+            bare([text])
+            middle = time.perf_counter()
+            call(request, timeout=60)
+            direct.append(middle - started)
+            served.append(time.perf_counter() - middle)
+    direct, served = direct[20:], served[20:]
     return {
-        "texts_a_request": texts_a_request,
-        "in_process_texts_s": round(statistics.median(direct), 1),
-        "server_texts_s": round(statistics.median(served), 1),
-        "ratio": round(statistics.median(served) / statistics.median(direct), 3),
-        # The same by processor time, which other processes on the machine disturb less.
-        "ratio_of_processor_time": round(statistics.median(direct_cpu) / statistics.median(served_cpu), 3),
-        "refused": round(max(refused), 3),
+        "in_process_ms": round(statistics.median(direct) * 1e3, 3),
+        "server_ms": round(statistics.median(served) * 1e3, 3),
+        "added_ms": round(statistics.median(s - d for s, d in zip(served, direct, strict=True)) * 1e3, 3),
     }
 
 
-def measure_overload(base_path: Path, folder: Path, pairs: bool, seconds: float, batch: int, texts: int) -> dict:
-    """Twice the rate that it can carry, in an open loop."""
-    parameters = batching_file(folder, batch, 2, 1)
-    flags = ("--enable_batching", f"--batching_parameters_file={parameters}", "--grpc_max_threads=256")
-    requests = serialized(make_texts(512), texts, pairs)
-    with Server(base_path, *flags) as target:
-        asyncio.run(saturate(target, requests, 16, 1.0))
-        carried, _ = asyncio.run(saturate(target, requests, max(8, 2 * batch // texts), seconds))
-        due = bench.arrivals(2 * carried, seconds, seed=1)
-        report = asyncio.run(bench.run(target, "m", requests, due, Options(timeout_s=30)))
-    # What is accepted waits for at most the queue and the batch before it.
-    bound = (2 + 2) * batch / texts / carried
+def echo_server() -> None:
+    """A gRPC server of no use; says its port and ends when its input does."""
+
+    class Echo(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+    server = grpc.server(futures.ThreadPoolExecutor(40))
+    server.add_generic_rpc_handlers((Echo(),))
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    server.start()
+    sys.stdin.read()
+
+
+def measure_floor(seconds: float, texts: int) -> dict[str, float]:
+    with subprocess.Popen(
+        [sys.executable, __file__, "--echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as echo:
+        assert echo.stdout is not None
+        target = f"127.0.0.1:{echo.stdout.readline().strip()}"
+        load = Load(target=target, texts=texts, rows=1, under_way=96, seconds=seconds, warm_s=0.5)
+        before = processor_s(echo.pid)
+        found = load.run()
+        cpu = processor_s(echo.pid) - before
     return {
+        "requests_s": round(found["answered"] / found["seconds"], 1),
+        "cpu_ms_a_request": round(cpu / found["answered"] * 1e3, 3),
+    }
+
+
+def batching_flags(folder: Path, max_batch: int, enqueued: int) -> list[str]:
+    path = folder / f"batching_parameters-{max_batch}-{enqueued}.txt"
+    path.write_text(
+        f"max_batch_size {{ value: {max_batch} }} batch_timeout_micros {{ value: 1000 }} "
+        f"max_enqueued_batches {{ value: {enqueued} }} num_batch_threads {{ value: {THREADS} }}"
+    )
+    return ["--enable_batching", f"--batching_parameters_file={path}", "--grpc_max_threads=256"]
+
+
+def measure_throughput(
+    bare: InProcess, base_path: Path, folder: Path, seconds: float, texts: int, batch: int, rows: int, flags: list[str]
+) -> dict[str, float]:
+    """Texts/s of the bare model with batches of texts sorted by length, and of the saturated server, in turn."""
+    ideal = sorted(read_texts(texts), key=len)
+    batches = [ideal[i : i + batch] for i in range(0, len(ideal), batch)]
+    under_way = max(8, 3 * batch // rows)
+    direct, served, refused, direct_cpu, served_cpu, client = [], [], [], [], [], []
+    server = Server(base_path, *batching_flags(folder, batch, 20), *flags)
+    with server as target:
+        for _ in range(3):
+            load = Load(target=target, texts=texts, rows=rows, under_way=under_way, seconds=seconds, warm_s=seconds / 4)
+            for some in batches[:2]:
+                bare(some)
+            started, done, cpu = time.perf_counter(), 0, time.process_time()
+            while time.perf_counter() - started < seconds:  # whole passes: each text as often as any other
+                for some in batches:
+                    bare(some)
+                done += len(ideal)
+            direct.append(done / (time.perf_counter() - started))
+            direct_cpu.append((time.process_time() - cpu) / done)
+            cpu = server.cpu_s()
+            found = load.run()
+            answered = found["answered"] * rows
+            served.append(answered / found["seconds"])
+            served_cpu.append((server.cpu_s() - cpu) / answered)
+            client.append(found["cpu_s"] / found["seconds"] / (os.cpu_count() or 1))
+            refused.append(found["refused"])
+    median = statistics.median
+    return {
+        "texts_a_request": rows,
+        "in_process_texts_s": round(median(direct), 1),
+        "server_texts_s": round(median(served), 1),
+        "ratio": round(median(s / d for s, d in zip(served, direct, strict=True)), 3),
+        "in_process_cpu_ms_a_text": round(median(direct_cpu) * 1e3, 3),
+        "server_cpu_ms_a_text": round(median(served_cpu) * 1e3, 3),
+        "ratio_of_processor_time": round(median(d / s for s, d in zip(served_cpu, direct_cpu, strict=True)), 3),
+        "client_share": round(median(client), 3),
+        "refused": sum(refused),
+    }
+
+
+def measure_overload(
+    base_path: Path, folder: Path, seconds: float, texts: int, batch: int, rows: int, flags: list[str]
+) -> dict:
+    """Twice the rate that it can carry, in an open loop."""
+    with Server(base_path, *batching_flags(folder, batch, ENQUEUED), *flags) as target:
+        common = {"target": target, "texts": texts, "rows": rows, "seconds": seconds}
+        closed = Load(**common, under_way=max(2, 2 * batch // rows), warm_s=seconds / 4).run()
+        carried = closed["answered"] / closed["seconds"]
+        found = Load(**common, rate=2 * carried, warm_s=0.2).run()
+    bound_ms = BOUND_IN_BATCHES * batch / rows / found["answered_per_s"] * 1e3
+    p99 = found["latency_ms"]["p99"]
+    return {
+        "texts_a_request": rows,
         "carried_requests_s": round(carried, 1),
-        "offered_requests_s": round(len(due) / seconds, 1),
-        **report.summary(),
-        "bound_ms": round(bound * 1e3, 1),
+        **found,
+        "bound_ms": round(bound_ms, 1),
+        "p99_within_bound": p99 is not None and p99 <= bound_ms,
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_base_path", type=Path, help="folder of version folders; default: a made-up model")
-    parser.add_argument("--hidden", type=int, default=384, help="width of the made-up model")
-    parser.add_argument("--layers", type=int, default=4, help="its layers")
-    parser.add_argument("--pairs", action="store_true", help="the model takes text_pair")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--geometry", choices=["default", "bert_base"], action="append", help="default: both")
+    parser.add_argument("--models", type=Path, help="folder to keep the exported models in, and to find them in")
+    parser.add_argument("--measure", choices=["floor", "latency", "throughput", "overload"], action="append")
+    parser.add_argument("--seconds", type=float, help="of each measurement; default: 4, for bert_base 12")
+    parser.add_argument("--batch", type=int, default=32, help="rows in a batch, in-process and in the server")
+    parser.add_argument("--rows", type=int, action="append", help="texts in a request (throughput); default: 1 and 32")
+    parser.add_argument("--flag", action="append", default=[], help="a further flag of the server")
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.load:
+        print(json.dumps(load_process(json.loads(args.load))))
+        return 0
+    if args.echo:
+        echo_server()
+        return 0
+    wanted = args.measure or ["floor", "latency", "throughput", "overload"]
+    if "floor" in wanted:
+        print(json.dumps({"floor": measure_floor(args.seconds or 4.0, 2048)}), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base_path = args.model_base_path
-        if base_path is None:
-            base_path = folder / "model"
-            export_model(base_path / "1", args.hidden, args.layers)
-        bare = InProcess(base_path)
-        print(json.dumps({"latency": measure_latency(bare, base_path, args.pairs, 300)}), flush=True)
-        for texts in (1, args.batch):
-            found = measure_throughput(bare, base_path, folder, args.pairs, args.seconds, args.batch, texts)
-            print(json.dumps({"throughput": found}), flush=True)
-        found = measure_overload(base_path, folder, args.pairs, args.seconds, args.batch, 4)
-        print(json.dumps({"overload": found}), flush=True)
+        for geometry in args.geometry or ["default", "bert_base"]:
+            base_path = (args.models or folder).resolve() / geometry
+            if not base_path.exists():
+                script = ROOT / "tests" / "serving" / "exported_model.py"
+                subprocess.run([sys.executable, script, base_path / "1", f"--geometry={geometry}"], check=True)
+            bare = InProcess(base_path)
+            small = geometry == "default"
+            seconds, texts = args.seconds or (4.0 if small else 12.0), 2048 if small else 192
+
+            def show(what: str, found: dict, geometry: str = geometry) -> None:
+                print(json.dumps({"model": geometry, what: found}), flush=True)
+
+            if "latency" in wanted:
+                show("latency", measure_latency(bare, base_path, 400 if small else 60))
+            if "throughput" in wanted:
+                for rows in args.rows or [1, 32]:
+                    found = measure_throughput(bare, base_path, folder, seconds, texts, args.batch, rows, args.flag)
+                    show("throughput", found)
+            if "overload" in wanted:
+                rows = 8 if small else 1
+                show("overload", measure_overload(base_path, folder, seconds, texts, args.batch, rows, args.flag))
     return 0
 
 
