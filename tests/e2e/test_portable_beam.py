@@ -1,0 +1,117 @@
+"""The whole pipeline through a portable job server, as on Flink or Spark: the same artifacts as in this process."""
+
+import gzip
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tensorflow_metadata.proto.v0 import statistics_pb2
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of Beam's own job server."""
+    folder = tmp_path_factory.mktemp("jobs")
+    port = folder / "port"
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", "0", "--port_file", str(port), "--staging_dir", str(folder / "staged")],
+            stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    end = time.monotonic() + 120
+    while not port.exists() or not port.read_text():
+        assert server.poll() is None, (folder / "log").read_text()[-2000:]
+        assert time.monotonic() < end, "the job server did not start"
+        time.sleep(0.1)
+    yield f"localhost:{port.read_text().strip()}"
+    server.terminate()
+    server.wait(30)
+
+
+def run(project, name: str, *overrides: str) -> dict:
+    """A whole run on a root of its own; the folders of its newest artifacts by step and output."""
+    root = project.folder / name
+    argv = ["run", str(project.config), "--json"]
+    quick = ("training.epochs=1", "evaluation.bootstrap_samples=0")
+    for value in (f"paths.root={root}", *quick, *overrides):
+        argv += ["--set", value]
+    project.start(argv)
+    done = project.wait()
+    assert done.status == 0, done.stderr
+    assert done.json["status"] == "pushed"
+    found = {}
+    for output in (root / "artifacts").glob("*/*"):
+        executions = sorted((path for path in output.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        if executions:
+            found[output.parent.name, output.name] = executions[-1]
+    return {"record": done.json, "artifacts": found}
+
+
+@pytest.fixture(scope="module")
+def runs(project, job_server: str) -> tuple[dict, dict]:
+    """The same run in this process, and by the job server, whose workers call back to this process."""
+    flags = ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
+    return run(project, "direct"), run(project, "portable", f"beam.pipeline_args={json.dumps(flags)}")
+
+
+def records(folder: Path) -> dict[str, list[str]]:
+    """Split → the sorted digests of its TFRecords, whatever the shards."""
+    from tensorflow.core.example import example_pb2
+
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("Split-*/*.gz")):
+        data, position = gzip.decompress(file.read_bytes()), 0
+        while position < len(data):
+            (length,) = struct.unpack_from("<Q", data, position)  # then a checksum of 4 bytes, the record, another
+            # The order of a map's entries in the bytes is no matter.
+            example = example_pb2.Example.FromString(data[position + 12 : position + 12 + length])
+            digest = hashlib.sha256(example.SerializeToString(deterministic=True)).hexdigest()
+            found.setdefault(file.parent.name, []).append(digest)
+            position += 16 + length
+    return {split: sorted(digests) for split, digests in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("artifact", "rows"), [(("examples", "examples"), 600), (("transform", "transformed_examples"), 600)]
+)
+def test_examples_are_the_same(runs, artifact: tuple[str, str], rows: int) -> None:
+    direct, portable = (records(run["artifacts"][artifact]) for run in runs)
+    assert len(direct["Split-train"]) == rows
+    assert direct == portable
+
+
+def test_statistics_and_schema_are_the_same(runs) -> None:
+    for split in ("train", "eval", "test"):
+        direct, portable = (
+            statistics_pb2.DatasetFeatureStatisticsList.FromString(
+                (run["artifacts"]["statistics", "statistics"] / f"Split-{split}" / "FeatureStats.pb").read_bytes()
+            )
+            for run in runs
+        )
+        for found in (direct, portable):
+            found.datasets[0].features.sort(key=lambda feature: feature.path.step[0])
+        assert len(direct.datasets[0].features) > 3
+        assert direct == portable
+    one, other = (run["artifacts"]["schema", "schema"] / "schema.pbtxt" for run in runs)
+    assert one.read_text() == other.read_text()
+
+
+def test_model_metrics_and_gates_are_the_same(runs) -> None:
+    direct, portable = (run["record"] for run in runs)
+    assert direct["data"]["splits"] == portable["data"]["splits"]
+    for name, metric in direct["metrics"].items():
+        if isinstance(metric, dict) and metric.get("value") is not None:
+            assert portable["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-6), name
+    assert [gate["passed"] for gate in direct["gates"]] == [gate["passed"] for gate in portable["gates"]]
+    assert direct["baseline"] == portable["baseline"]
