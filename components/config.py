@@ -433,8 +433,13 @@ class BeamConfig(Section):
         return value
 
 
+def step_name(node_id: str) -> str:
+    """What sections call a node of the graph: `examples_N`, the ingest of one span, is `examples`."""
+    return "examples" if node_id.startswith("examples_") else node_id
+
+
 class TryConfig(Section):
-    """How often a step of a local run is tried, and how long a try may take; None: as `local` says."""
+    """How often a step is tried, and how long a try may take; None: as the section says."""
 
     retries: Annotated[int, Field(ge=0)] | None = None
     timeout_s: Seconds | None = None
@@ -448,10 +453,9 @@ class LocalConfig(Section):
     timeout_s: Seconds | None = None  # of one try; the step then fails, and counts as any other that failed
     steps: dict[StepName, TryConfig] = {}
 
-    def of(self, step: str) -> tuple[int, float | None]:
-        """Retries and time-out of a step; `examples_N`, the ingest of one span, counts as `examples`."""
-        name = "examples" if step.startswith("examples_") else step
-        own = self.steps.get(name, TryConfig())  # type: ignore[call-overload]  # a resolver has no name there
+    def of(self, node_id: str) -> tuple[int, float | None]:
+        """Retries and time-out of a node."""
+        own = self.steps.get(step_name(node_id), TryConfig())  # type: ignore[call-overload]  # or of a resolver
         return (
             self.retries if own.retries is None else own.retries,
             self.timeout_s if own.timeout_s is None else own.timeout_s,

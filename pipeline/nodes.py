@@ -16,6 +16,8 @@ from tfx.dsl.components.common.resolver import Resolver
 from tfx.types.channel import UnionChannel
 from tfx.utils import name_utils
 
+from components.config import step_name
+
 
 @dataclass
 class Step:
@@ -28,11 +30,6 @@ class Step:
     inputs: dict[str, tuple[str, str]] = field(default_factory=dict)
     lookups: dict[str, str] = field(default_factory=dict)  # input → the resolver's id
     after: set[str] = field(default_factory=set)
-
-    @property
-    def section(self) -> str:
-        """Where the configuration speaks of it, in [kubeflow.steps]."""
-        return "examples" if self.id.startswith("examples_") else self.id
 
 
 def place_of(node_id: str, members: Sequence[int]) -> str:
@@ -82,8 +79,8 @@ def _connect(step: Step, key: str, channel: Any, members: Sequence[int], resolve
 
 def _with_places(steps: list[Step], window: int) -> list[Step]:
     """As many places for spans as the window has, whatever spans there were when the graph was built."""
-    (pattern, *_) = [step for step in steps if step.section == "examples" and step.id != "examples"]
-    others = [step for step in steps if step.section != "examples" or step.id == "examples"]
+    (pattern, *_) = [step for step in steps if step_name(step.id) == "examples" and step.id != "examples"]
+    others = [step for step in steps if step_name(step.id) != "examples" or step.id == "examples"]
     for step in others:
         if step.id == "examples":
             ids = [f"examples_{number}" for number in range(window)]

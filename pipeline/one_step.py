@@ -21,6 +21,7 @@ from pipeline.run import blank_record, failure, run_facts, serving_refusals
 
 RUN_ID = re.compile(r"\d{8}T\d{6}(-\d{4})?")  # sorts by time, as the records of local runs
 PLACE = re.compile(r"examples_(\d+)")
+NOT_BLESSED = "NotBlessed"  # the kind of error of a step that refused the model
 
 
 def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str) -> dict[str, Any]:
@@ -66,13 +67,10 @@ def _run_and_record(config: Config, step: str, record: dict[str, Any]) -> dict[s
         with quiet(log):
             record.update(error=None, error_kind=None, step=None, last_step=None)
             _run(config, step, record)
-    except PipelineError as error:
-        record.update(failure(error), status="failed", step=step)
-        error.record = record
-        raise
     except BaseException as error:
-        # The message of an unknown error may quote data, so only its kind is kept here.
-        record.update(error=type(error).__name__, error_kind=type(error).__name__, status="failed", step=step)
+        record.update({**failure(error), "status": "failed", "step": step})
+        if isinstance(error, PipelineError):
+            error.record = record
         raise
     finally:
         seconds = {**record["seconds"], step: round(time.monotonic() - began, 2)}
@@ -115,4 +113,4 @@ def _run(config: Config, step: str, record: dict[str, Any]) -> None:
     record["last_step"] = events[nodes[step]]
     reason = refusal(step, result.outputs[nodes[step]])
     if reason:
-        record.update(last_step="refused", error=reason, error_kind="NotBlessed", step=step)
+        record.update(last_step="refused", error=reason, error_kind=NOT_BLESSED, step=step)

@@ -59,10 +59,14 @@ def new_run_id(root: Path) -> str:
 
 def write_record(root: Path, record: dict[str, Any]) -> None:
     """Writes `runs/<run id>.json`, whole or not at all."""
-    path = root / "runs" / f"{record['run_id']}.json"
+    write_json(root / "runs" / f"{record['run_id']}.json", record)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=2), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -125,13 +125,10 @@ def _execute(
                     log=lambda step: step_log(log.with_suffix("") / f"{step}.log"),
                 )  # fmt: skip
             record.update(outcome(result.outputs))
-        except PipelineError as error:
-            record.update(failure(error))
-            error.record = record
-            raise
         except BaseException as error:
-            # The message of an unknown error may quote data, so only its kind is kept here.
-            record.update(error=type(error).__name__, error_kind=type(error).__name__)
+            record.update(failure(error))
+            if isinstance(error, PipelineError):
+                error.record = record
             raise
         finally:
             record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
@@ -148,8 +145,10 @@ def blank_record() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def failure(error: PipelineError) -> dict[str, Any]:
-    """What a record says of the error that ended its run."""
+def failure(error: BaseException) -> dict[str, Any]:
+    """What a record says of the error that ended its run; of an unknown one its kind alone, for it may quote data."""
+    if not isinstance(error, PipelineError):
+        return {"error": type(error).__name__, "error_kind": type(error).__name__, "step": None}
     kind = getattr(error, "kind", type(error).__name__)
     return {"error": str(error), "error_kind": kind, "step": getattr(error, "step", None)}
 

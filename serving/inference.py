@@ -1,17 +1,13 @@
 """Predict, Classify, Regress and MultiInference on one servable: messages in, messages out, no state.
 
-Each is prepared (checked, and turned into what a graph takes) and finished (made into a response) apart from the
-computation between, which a caller may wait for in its own way.
-
 Status codes and wording follow TensorFlow Serving (servables/tensorflow/predict_util.cc, classifier.cc, regressor.cc,
 multi_inference.cc), on which clients and their tests depend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tensorflow.core.framework import types_pb2
@@ -27,7 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import Code, StatusError, invalid, quotable
-from serving.loader import NO_CALL, Call, Feeds, Servable
+from serving.loader import NO_CALL, Call, Servable
 from serving.tensors import base_dtype, dtype_name, to_array, to_proto
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -48,25 +44,6 @@ class Options:
 DEFAULTS = Options()
 
 
-@dataclass(frozen=True)
-class Work:
-    """One request, checked.
-
-    Attributes:
-        feeds, fetches: what to compute, by tensor name.
-        finish: makes the response of the fetched values.
-    """
-
-    feeds: Feeds
-    fetches: Sequence[str]
-    finish: Callable[[list[np.ndarray]], Any]
-
-
-def compute(servable: Servable, work: Work, call: Call = NO_CALL) -> Any:
-    """The response to prepared work; blocks until it is there. Raises `StatusError`."""
-    return work.finish(servable.runner.run(work.feeds, work.fetches, call))
-
-
 def _fill_spec(out: model_pb2.ModelSpec, servable: Servable, signature_name: str) -> None:
     out.name = servable.name
     out.signature_name = signature_name or DEFAULT_SIGNATURE
@@ -80,12 +57,17 @@ def _braces(names: Iterable[str]) -> str:
 # === Predict ===
 
 
-def predict(servable: Servable, request: predict_pb2.PredictRequest, options: Options = DEFAULTS) -> Work:
-    """A signature on named tensors.
+def predict(
+    servable: Servable,
+    request: predict_pb2.PredictRequest,
+    call: Call = NO_CALL,
+    options: Options = DEFAULTS,
+) -> predict_pb2.PredictResponse:
+    """Runs a signature on named tensors.
 
     Raises:
         StatusError: `FAILED_PRECONDITION` for an unknown signature, `INVALID_ARGUMENT` for inputs or an output filter
-            that do not fit it.
+            that do not fit it, and what the graph itself reports.
     """
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
@@ -99,15 +81,12 @@ def predict(servable: Servable, request: predict_pb2.PredictRequest, options: Op
         )
     feeds = _predict_feeds(signature, request)
     aliases = _output_aliases(signature, request.output_filter)
-
-    def finish(values: list[np.ndarray]) -> predict_pb2.PredictResponse:
-        response = predict_pb2.PredictResponse()
-        _fill_spec(response.model_spec, servable, name)
-        for alias, value in zip(aliases, values, strict=True):
-            to_proto(value, signature.outputs[alias].dtype, response.outputs[alias], options.tensor_content)
-        return response
-
-    return Work(feeds, [signature.outputs[a].name for a in aliases], finish)
+    values = servable.runner.run(feeds, [signature.outputs[a].name for a in aliases], call)
+    response = predict_pb2.PredictResponse()
+    _fill_spec(response.model_spec, servable, name)
+    for alias, value in zip(aliases, values, strict=True):
+        to_proto(value, signature.outputs[alias].dtype, response.outputs[alias], options.tensor_content)
+    return response
 
 
 def _predict_feeds(
@@ -281,45 +260,50 @@ def _fill_regression(
 
 
 def classify(
-    servable: Servable, request: classification_pb2.ClassificationRequest, options: Options = DEFAULTS
-) -> Work:
-    """A classification signature on examples. Raises `StatusError` as `predict` does."""
+    servable: Servable,
+    request: classification_pb2.ClassificationRequest,
+    call: Call = NO_CALL,
+    options: Options = DEFAULTS,
+) -> classification_pb2.ClassificationResponse:
+    """Runs a classification signature on examples. Raises `StatusError` as `predict` does."""
     signature = _signature(servable, request.model_spec, "No signature was found with the name")
     feed, fetches = _classify_names(signature, options)
     examples = _examples(request.input)
-
-    def finish(values: list[np.ndarray]) -> classification_pb2.ClassificationResponse:
-        response = classification_pb2.ClassificationResponse()
-        _fill_spec(response.model_spec, servable, request.model_spec.signature_name)
-        response.result.SetInParent()
-        by_name = dict(zip(fetches, values, strict=True))
-        _fill_classification(signature, len(examples), by_name, response.result)
-        return response
-
-    return Work({feed: examples}, fetches, finish)
+    values = servable.runner.run({feed: examples}, fetches, call)
+    response = classification_pb2.ClassificationResponse()
+    _fill_spec(response.model_spec, servable, request.model_spec.signature_name)
+    by_name = dict(zip(fetches, values, strict=True))
+    response.result.SetInParent()
+    _fill_classification(signature, len(examples), by_name, response.result)
+    return response
 
 
-def regress(servable: Servable, request: regression_pb2.RegressionRequest, options: Options = DEFAULTS) -> Work:
-    """A regression signature on examples. Raises `StatusError` as `predict` does."""
+def regress(
+    servable: Servable,
+    request: regression_pb2.RegressionRequest,
+    call: Call = NO_CALL,
+    options: Options = DEFAULTS,
+) -> regression_pb2.RegressionResponse:
+    """Runs a regression signature on examples. Raises `StatusError` as `predict` does."""
     signature = _signature(servable, request.model_spec, "No signature was found with the name")
     feed, fetches = _regress_names(signature, options)
     examples = _examples(request.input)
-
-    def finish(values: list[np.ndarray]) -> regression_pb2.RegressionResponse:
-        response = regression_pb2.RegressionResponse()
-        _fill_spec(response.model_spec, servable, request.model_spec.signature_name)
-        response.result.SetInParent()
-        by_name = dict(zip(fetches, values, strict=True))
-        _fill_regression(signature, len(examples), by_name, response.result)
-        return response
-
-    return Work({feed: examples}, fetches, finish)
+    values = servable.runner.run({feed: examples}, fetches, call)
+    response = regression_pb2.RegressionResponse()
+    _fill_spec(response.model_spec, servable, request.model_spec.signature_name)
+    by_name = dict(zip(fetches, values, strict=True))
+    response.result.SetInParent()
+    _fill_regression(signature, len(examples), by_name, response.result)
+    return response
 
 
 def multi_inference(
-    servable: Servable, request: inference_pb2.MultiInferenceRequest, options: Options = DEFAULTS
-) -> Work:
-    """Several signatures of one model on the same examples in one pass. Raises `StatusError`."""
+    servable: Servable,
+    request: inference_pb2.MultiInferenceRequest,
+    call: Call = NO_CALL,
+    options: Options = DEFAULTS,
+) -> inference_pb2.MultiInferenceResponse:
+    """Runs several signatures of one model on the same examples in one pass. Raises `StatusError`."""
     feeds: set[str] = set()
     fetches: list[str] = []
     seen: set[str] = set()
@@ -342,34 +326,31 @@ def multi_inference(
         fetches += [o for o in outputs if o not in fetches]
         plan.append((task, signature))
     examples = _examples(request.input)
-
-    def finish(values: list[np.ndarray]) -> inference_pb2.MultiInferenceResponse:
-        by_name = dict(zip(fetches, values, strict=True))
-        response = inference_pb2.MultiInferenceResponse()
-        for task, signature in plan:
-            result = response.results.add()
-            _fill_spec(result.model_spec, servable, task.model_spec.signature_name)
-            if task.method_name == CLASSIFY:
-                result.classification_result.SetInParent()
-                _fill_classification(signature, len(examples), by_name, result.classification_result)
-            else:
-                result.regression_result.SetInParent()
-                _fill_regression(signature, len(examples), by_name, result.regression_result)
-        return response
-
-    return Work(dict.fromkeys(sorted(feeds), examples), fetches, finish)
+    values = servable.runner.run(dict.fromkeys(sorted(feeds), examples), fetches, call)
+    by_name = dict(zip(fetches, values, strict=True))
+    response = inference_pb2.MultiInferenceResponse()
+    for task, signature in plan:
+        result = response.results.add()
+        _fill_spec(result.model_spec, servable, task.model_spec.signature_name)
+        if task.method_name == CLASSIFY:
+            result.classification_result.SetInParent()
+            _fill_classification(signature, len(examples), by_name, result.classification_result)
+        else:
+            result.regression_result.SetInParent()
+            _fill_regression(signature, len(examples), by_name, result.regression_result)
+    return response
 
 
 def replay(servable: Servable, log: prediction_log_pb2.PredictionLog) -> None:
     """Runs one recorded request, as a warm-up does; the answer is thrown away. Raises `StatusError`."""
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
-        compute(servable, predict(servable, log.predict_log.request))
+        predict(servable, log.predict_log.request)
     elif kind == "classify_log":
-        compute(servable, classify(servable, log.classify_log.request))
+        classify(servable, log.classify_log.request)
     elif kind == "regress_log":
-        compute(servable, regress(servable, log.regress_log.request))
+        regress(servable, log.regress_log.request)
     elif kind == "multi_inference_log":
-        compute(servable, multi_inference(servable, log.multi_inference_log.request))
+        multi_inference(servable, log.multi_inference_log.request)
     elif kind is not None:
         raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 # (model name, API, request, response): what a request logger is told of each answered request.
 Logged = Callable[[str, str, Message, Message], None]
-_PREPARE: dict[str, Callable[..., inference.Work]] = {
+_RUN: dict[str, Callable[..., Any]] = {
     "Predict": inference.predict, "Classify": inference.classify, "Regress": inference.regress,
     "MultiInference": inference.multi_inference,
 }  # fmt: skip
@@ -78,7 +78,9 @@ class InferenceService:
                 if span is not None:
                     span.set_attribute("biobert_cnn.model_version", servable.version)
                 call.check()
-                response = inference.compute(servable, self._prepare(api, servable, request), call)
+                if api != "Predict":
+                    self._count_examples(servable, request)
+                response = _RUN[api](servable, request, call, self._options)
             self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
             label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
             self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, label, entry)
@@ -95,13 +97,11 @@ class InferenceService:
         finally:
             self.metrics.request_count.add(name, code.name)
 
-    def _prepare(self, api: str, servable: Servable, request: Any) -> inference.Work:
-        if api != "Predict":
-            kind = request.input.WhichOneof("kind")
-            count = len(getattr(request.input, kind).examples) if kind else 0
-            self.metrics.request_example_counts.observe(count, servable.name)
-            self.metrics.request_example_count_total.add(servable.name, by=count)
-        return _PREPARE[api](servable, request, self._options)
+    def _count_examples(self, servable: Servable, request: Any) -> None:
+        kind = request.input.WhichOneof("kind")
+        count = len(getattr(request.input, kind).examples) if kind else 0
+        self.metrics.request_example_counts.observe(count, servable.name)
+        self.metrics.request_example_count_total.add(servable.name, by=count)
 
     @contextmanager
     def _admitted(self, entry: str) -> Iterator[None]:

@@ -62,11 +62,8 @@ class Int8:
         return _product(rows, layer, residual)
 
 
-class Simulated:
+class Simulated(Int8):
     """What `Int8` would give if its products were exact, in float32: the reference that a machine is tried against."""
-
-    def __init__(self, layers: Mapping[str, Dense], ranges: Ranges) -> None:
-        self._layers = {name: _quantised(layer, *ranges[name]) for name, layer in layers.items()}
 
     def dense(self, name: str, x: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
         """float32 [tokens, out]."""

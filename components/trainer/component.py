@@ -7,7 +7,7 @@ from typing import Any
 from tfx import types
 from tfx.components.trainer import executor
 from tfx.components.tuner import executor as tuner_executor
-from tfx.dsl.components.base import base_component, executor_spec
+from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
 from tfx.types.component_spec import ChannelParameter
 from tfx.utils import json_utils
@@ -15,8 +15,8 @@ from tfx.utils import json_utils
 from components.encoder.component import EncoderWeights
 
 
-class Executor(executor.GenericExecutor):
-    """Tells `run_fn` where the weights are: `custom_config["encoder_weights"]`, a folder."""
+class _TellsOfWeights(base_executor.BaseExecutor):
+    """Tells another executor's function where the weights are: `custom_config["encoder_weights"]`, a folder."""
 
     def Do(
         self,
@@ -24,31 +24,20 @@ class Executor(executor.GenericExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        super().Do(*_told(input_dict, output_dict, exec_properties))
+        key = standard_component_specs.CUSTOM_CONFIG_KEY
+        config = json_utils.loads(exec_properties[key])
+        config["encoder_weights"] = artifact_utils.get_single_uri(input_dict["encoder_weights"])
+        inputs = {name: artifacts for name, artifacts in input_dict.items() if name != "encoder_weights"}
+        told = {**exec_properties, key: json_utils.dumps(config)}
+        super().Do(inputs, output_dict, told)  # type: ignore[safe-super]  # the other executor comes after this one
 
 
-class TunerExecutor(tuner_executor.Executor):
-    """Tells `tuner_fn` the same."""
-
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        super().Do(*_told(input_dict, output_dict, exec_properties))
+class Executor(_TellsOfWeights, executor.GenericExecutor):
+    """TFX's, for a `run_fn`."""
 
 
-def _told(
-    input_dict: dict[str, list[types.Artifact]],
-    output_dict: dict[str, list[types.Artifact]],
-    exec_properties: dict[str, Any],
-) -> tuple[dict[str, list[types.Artifact]], dict[str, list[types.Artifact]], dict[str, Any]]:
-    key = standard_component_specs.CUSTOM_CONFIG_KEY
-    config = json_utils.loads(exec_properties[key])
-    config["encoder_weights"] = artifact_utils.get_single_uri(input_dict["encoder_weights"])
-    inputs = {name: artifacts for name, artifacts in input_dict.items() if name != "encoder_weights"}
-    return inputs, output_dict, {**exec_properties, key: json_utils.dumps(config)}
+class TunerExecutor(_TellsOfWeights, tuner_executor.Executor):
+    """TFX's, for a `tuner_fn`."""
 
 
 class PretrainedTrainerSpec(standard_component_specs.TrainerSpec):

@@ -26,9 +26,6 @@ from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.models.param import Param
 from airflow.operators.python import PythonOperator
 
-# Error kinds of components/errors.py that are nobody's passing trouble.
-FINAL = {"ConfigError", "DataError", "CheckpointError", "NotBlessed"}
-
 
 def run_step(compiled: dict, step: str, **context) -> dict:
     """Runs one step to its end; the process and all that it started go with the task."""
@@ -53,7 +50,7 @@ def run_step(compiled: dict, step: str, **context) -> dict:
     result = json.loads(lines[-1]) if lines else {"error": f"{program} ended with status {process.returncode}"}
     if process.returncode == 0:
         return result
-    if result.get("error_kind") in FINAL:
+    if result.get("error_kind") in compiled["final"]:  # nobody's passing trouble
         raise AirflowFailException(result["error"])
     raise AirflowException(result["error"])
 

@@ -43,6 +43,8 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
         )
     from pipeline import nodes, spans
     from pipeline.graph import create_pipeline
+    from pipeline.local import FINAL
+    from pipeline.one_step import NOT_BLESSED
 
     members = spans.spans_of_run(config.data, config.window)
     steps = nodes.steps_of(create_pipeline(config, {}), members, config.window.last)
@@ -59,6 +61,7 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
         "start": [own.start.year, own.start.month, own.start.day],
         "pool": pool,
         "retry_delay_s": own.retry_delay_s,
+        "final": sorted(FINAL | {NOT_BLESSED}),
         "steps": [_task(config, step) for step in steps],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,5 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
 
 
 def _task(config: Config, step: Any) -> dict[str, Any]:
-    own = config.airflow.steps.get(step.section)
-    retries = own.retries if own is not None and own.retries is not None else config.airflow.retries
-    timeout = own.timeout_s if own is not None and own.timeout_s is not None else config.airflow.timeout_s
+    retries, timeout = config.airflow.of(step.id)
     return {"id": step.id, "after": sorted(step.after), "retries": retries, "timeout_s": timeout}

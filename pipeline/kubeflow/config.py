@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
-from components.config import Section, StepName
+from components.config import Section, StepName, step_name
 
 Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(\.\d+)?(Ki|Mi|Gi|Ti|K|M|G|T)$")]
 Folder = Annotated[str, Field(pattern=r"^/[^:]*[^/:]$")]
+_UNCACHED = ("resolve", "serving_check", "push")  # they look at what the platform does not see
 _TAG = re.compile(r"(@sha256:[0-9a-f]{64}|:(?P<tag>[\w][\w.-]{0,127}))$", re.ASCII)
 
 
@@ -62,15 +63,16 @@ class KubeflowConfig(Section):
 
     @model_validator(mode="after")
     def _caching_is_possible(self) -> KubeflowConfig:
-        for step in ("resolve", "serving_check", "push"):
+        for step in _UNCACHED:
             if self.steps.get(step, StepConfig()).cache:  # type: ignore[call-overload]
                 raise ValueError(f"steps.{step}.cache: this step looks at what the platform does not see; leave it out")
         return self
 
-    def of(self, step: str) -> StepConfig:
-        """What a step gets, `default` filled in; `cache` and `retries` are never None."""
+    def of(self, node_id: str) -> StepConfig:
+        """What a node gets, `default` filled in; `cache` and `retries` are never None."""
+        step = step_name(node_id)
         own = self.steps.get(step, StepConfig()).model_dump(exclude_none=True)  # type: ignore[call-overload]
         merged = {"cache": self.cache, "retries": 0, **self.default.model_dump(exclude_none=True), **own}
-        if step in ("resolve", "serving_check", "push"):
+        if step in _UNCACHED:
             merged["cache"] = False
         return StepConfig.model_validate(merged)

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.push import base_path
+from pipeline.records import write_json
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,8 @@ class Approval:
 def record(root: Path, approval: Approval) -> None:
     """Writes an approval, whole or not at all."""
     folder = root / "approvals"
-    folder.mkdir(parents=True, exist_ok=True)
     number = max([time.time_ns(), *(int(path.stem) + 1 for path in folder.glob("*.json"))])  # a clock may be set back
-    temporary = folder / f".{number}.{os.getpid()}"
-    temporary.write_text(json.dumps(approval.__dict__), encoding="utf-8")
-    temporary.rename(folder / f"{number}.json")
+    write_json(folder / f"{number}.json", approval.__dict__)
 
 
 def approvals(root: Path) -> list[Approval]:

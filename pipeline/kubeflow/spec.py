@@ -147,7 +147,7 @@ def _add_step(spec: Any, deployment: Any, step: Step, types_of: Mapping[str, Any
 def _new(spec: Any, deployment: Any, step_id: str, placement: Placement) -> tuple[Any, Any]:
     """The component and the task of a step, and its container but for the command line."""
     name = task_name(step_id)
-    gets = placement.config.of("examples" if step_id.startswith("examples_") else step_id)
+    gets = placement.config.of(step_id)
     component = spec.components[f"comp-{name}"]
     component.executor_label = f"exec-{name}"
     task = spec.root.dag.tasks[name]
@@ -187,7 +187,7 @@ def platform_spec(steps: Sequence[Step], config: KubeflowConfig) -> dict[str, An
     """What only Kubernetes knows of: volumes and node selectors (kfp-kubernetes' `KubernetesExecutorConfig`)."""
     executors = {}
     for step in ["resolve", *(step.id for step in steps)]:
-        gets = config.of("examples" if step.startswith("examples_") else step)
+        gets = config.of(step)
         executors[f"exec-{task_name(step)}"] = {
             "pvcMount": [
                 {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from components.config import HUB_NAME, BeamConfig
+from components.config import HUB_NAME, BeamConfig, step_name
 from components.errors import ConfigError
 from pipeline.config import SHIPPED, Config, override_values
 
@@ -155,16 +155,17 @@ def _beam(
     for step in steps:
         if not step.on_beam:
             continue
-        own = config.kubeflow.of(step.section).beam_pipeline_args
+        own = config.kubeflow.of(step.id).beam_pipeline_args
         flags = tuple(arguments) if own is None else tuple(beam_arguments(BeamConfig(pipeline_args=own), 0))
         beam[step.id] = flags
         if target == "kubeflow" or runs_here(flags):
             continue
-        reads_files = step.section == "examples" or (step.id == "data_gate" and config.validation.serving_logs)
+        name = step_name(step.id)
+        reads_files = name == "examples" or (name == "data_gate" and config.validation.serving_logs)
         if reads_files:
             raise ConfigError(
-                f"step {step.section}: reads mounted files, which the workers of {flags[0]} do not see; give it "
-                f'[kubeflow.steps.{step.section}] beam_pipeline_args = ["--runner=FnApiRunner"]'
+                f"step {name}: reads mounted files, which the workers of {flags[0]} do not see; give it "
+                f'[kubeflow.steps.{name}] beam_pipeline_args = ["--runner=FnApiRunner"]'
             )
         remote.add(step.id)
     return beam, frozenset(remote)

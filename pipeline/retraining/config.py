@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from components.config import Seconds, Section, Share
 
@@ -16,6 +24,26 @@ Event = Literal["pushed", "refused", "failed", "rolled_back", "drift"]
 EVENTS: tuple[Event, ...] = ("pushed", "refused", "failed", "rolled_back", "drift")
 # A span by its number; a date stands for the span that is numbered YYYYMMDD.
 SpanOrDate = Annotated[int, Field(ge=0)] | datetime.date
+
+
+def _cron_is_valid(value: str) -> str:
+    from pipeline.retraining.cron import check
+
+    check(value)
+    return value
+
+
+def _zone_is_known(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("is not a time zone; use a name such as Europe/Berlin or UTC") from None
+    return value
+
+
+# Five fields, read as Debian's cron does: minute hour day month weekday (0 = Sunday).
+Cron = Annotated[str, AfterValidator(_cron_is_valid)]
+TimeZone = Annotated[str, AfterValidator(_zone_is_known)]
 _QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -55,7 +83,7 @@ class WindowConfig(Section):
 class ScheduleConfig(Section):
     """When to retrain: at the times of `cron`, or on a new span, or on a measurement out of bounds, or any of them."""
 
-    cron: str | None = None  # five fields, read as Debian's cron does: minute hour day month weekday (0 = Sunday)
+    cron: Cron | None = None
     on_new_span: bool = False  # a span that is new, or a new version of one, or one whose files changed
     drift: PositiveFloat | None = None  # of the newest span against the training window, by TFDV; above it: run
     serving_drift: PositiveFloat | None = None  # of the sampled serving logs against the training window
@@ -64,7 +92,7 @@ class ScheduleConfig(Section):
     score_rows: PositiveInt = 2000  # rows of the newest span that the live model is scored on
     measure_every_s: Seconds = 3600.0  # how often at most drift and score are measured
 
-    time_zone: str = "UTC"  # of cron, quiet hours and the day of max_runs_a_day
+    time_zone: TimeZone = "UTC"  # of cron, quiet hours and the day of max_runs_a_day
     jitter_s: Annotated[int, Field(ge=0, le=86400)] = 0  # a due time is put off by up to this, the same each time
     quiet_hours: tuple[str, ...] = ()  # "22:00-06:00": nothing starts then; what is due runs after
     min_pause_s: NonNegativeFloat = 0.0  # from the end of a run to the start of the next
@@ -77,24 +105,6 @@ class ScheduleConfig(Section):
     retry_after_s: NonNegativeFloat = 300.0
     run_timeout_s: Seconds | None = None  # a run that takes longer is ended, and tried again
     poll_s: Seconds = 60.0  # how often to look
-
-    @field_validator("cron")
-    @classmethod
-    def _cron_is_valid(cls, value: str | None) -> str | None:
-        if value is not None:
-            from pipeline.retraining.cron import check
-
-            check(value)
-        return value
-
-    @field_validator("time_zone")
-    @classmethod
-    def _zone_is_known(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError):
-            raise ValueError("is not a time zone; use a name such as Europe/Berlin or UTC") from None
-        return value
 
     @field_validator("quiet_hours")
     @classmethod

@@ -135,6 +135,20 @@ def fn_args(make_fn_args, tmp_path):
     return make
 
 
+@pytest.fixture
+def resumed(tiny_loop, tmp_path):
+    """A function of a loop's settings: the loop, run to its end from the checkpoint there, and its first step."""
+
+    def run(**options):
+        again = tiny_loop(tmp_path, **options)
+        steps = []
+        with progress.listening(lambda _, report: steps.append(report["step"])):
+            again.run()
+        return again, min(steps)
+
+    return run
+
+
 class Cut(Exception):
     """In the place of a kill: nothing after the reported step is done."""
 
