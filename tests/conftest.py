@@ -1,6 +1,8 @@
-"""For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, as in a pipeline run."""
+"""For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, as in a pipeline run;
+weights drawn for a test are the same in every run of it."""
 
 import os
+import sys
 
 import pytest
 
@@ -16,3 +18,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (SERVERS | BEAM_RUNS) & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+
+
+def _seed() -> None:
+    if keras := sys.modules.get("keras"):  # a test that does not import it should not wait for it
+        keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded_module() -> None:
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module: None) -> None:
+    _seed()

@@ -51,13 +51,14 @@ def calibration():
     return [packed(texts_of(TINY, LENGTHS), pairs=True) for _ in range(8)]
 
 
-@pytest.mark.parametrize(("precision", "difference"), [("bfloat16", 0.04), ("int8", 0.2)])
+@pytest.mark.parametrize(("precision", "difference"), [("bfloat16", 0.03), ("int8", 0.12)])
 def test_logits_are_near_those_of_float32(tiny, calibration, precision, difference):
     batch = packed(texts_of(TINY, LENGTHS), pairs=True)
     expected = tiny(batch).numpy()
     found = compiled(lower(tiny, precision, calibration)[0], pairs=True)(batch).numpy()
-    assert np.abs(expected).max() > 0.5
-    assert 0 < np.abs(found - expected).max() < difference
+    greatest = np.abs(expected).max()
+    assert greatest > 0.5
+    assert 0 < np.abs(found - expected).max() < difference * greatest
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
