@@ -17,9 +17,12 @@ def outcome(outputs: Outputs) -> dict[str, Any]:
         found["data"] = _read(outputs, "examples", "examples", "ingest_report.json")
     if "trainer" in outputs:
         found["training"] = _read(outputs, "trainer", "model_run", "summary.json")
+        found["truncated"] = dict((found["training"] or {}).get("truncated", {}))
     if "evaluator" in outputs:
         metrics = _read(outputs, "evaluator", "evaluation", "metrics.json") or {}
         gates = _read(outputs, "evaluator", "evaluation", "gates.json") or {}
+        if "truncated" in metrics:
+            found.setdefault("truncated", {})[metrics["split"]] = metrics["truncated"]
         found["metrics"] = metrics.get("model")
         found["per_label"] = metrics.get("per_label")
         found["baseline"] = metrics.get("baseline")

@@ -12,7 +12,7 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
     """Prints the record of a run (see `pipeline.run`)."""
     data = record.get("data")
     if data:
-        _print_data(console, data, record.get("training"))
+        _print_data(console, data, record.get("truncated"))
     if record.get("metrics"):
         _print_metrics(console, record)
     training = record.get("training") or {}
@@ -44,15 +44,15 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
     console.print(f"total {record['seconds']['total']:.1f} s   everything is in {root}", style="dim")
 
 
-def _print_data(console: Console, data: dict[str, Any], training: dict[str, Any] | None) -> None:
+def _print_data(console: Console, data: dict[str, Any], truncated: dict[str, int] | None) -> None:
     counts = "  ".join(f"{split} {values['rows']}" for split, values in data["splits"].items())
     parts = [f"data: {counts}  bad rows {data['bad']['rows']}"]
     for shared in data.get("leaked", []):
         parts.append(f"texts both in {' and '.join(shared['splits'])} {shared['texts']}")
     if dropped := sum(data.get("dropped", {}).values()):
         parts.append(f"dropped for that {dropped}")
-    if training and "truncated" in training:
-        parts.append("truncated " + ", ".join(f"{split} {count}" for split, count in training["truncated"].items()))
+    if truncated:
+        parts.append("truncated " + ", ".join(f"{split} {count}" for split, count in truncated.items()))
     console.print("; ".join(parts))
 
 

@@ -28,6 +28,7 @@ STAGE = "ScoreTexts"
 PREDICTIONS = "predictions"  # the files predictions-*.parquet of the evaluation
 _BATCH_ROWS = 256  # asked at once; the export itself splits them by length, in bounded memory
 _KEY = "row_key"
+_TRUNCATED = "row_truncated"
 _MODEL_ERRORS = (tf.errors.OpError, TypeError, ValueError, KeyError)
 
 
@@ -75,7 +76,7 @@ class _ScoreTexts(tfma.utils.DoFnWithModels):
         for name, model in self._loaded_models.items():
             answers[name] = ask(model, scoring, name, records)
         candidate = next(name for name, spec in scoring.specs.items() if not spec.is_baseline)
-        truth, lengths = features(self._loaded_models[candidate], scoring, candidate, records)
+        truth, lengths, truncated = features(self._loaded_models[candidate], scoring, candidate, records)
         for i, record in enumerate(records):
             row = parse_row(record, scoring.slices)
             named = [label for label, true in zip(scoring.labels, truth[i], strict=True) if true]
@@ -94,6 +95,7 @@ class _ScoreTexts(tfma.utils.DoFnWithModels):
                 tfma.PREDICTIONS_KEY: predictions if len(predictions) > 1 else predictions[candidate],
                 tfma.FEATURES_KEY: values,
                 _KEY: row.key,
+                _TRUNCATED: bool(truncated[i]),
             }
 
 
@@ -128,8 +130,9 @@ def ask(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tu
     return probabilities, decision
 
 
-def features(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tuple[Array, Array]:
-    """What the model's own Transform makes of rows: truths, masks `[rows, labels]` bool, and lengths `[rows]`.
+def features(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) -> tuple[Array, Array, Array]:
+    """What the model's own Transform makes of rows: truths, masks `[rows, labels]` bool, lengths `[rows]` in tokens,
+    and whether tokens were cut off, `[rows]` bool.
 
     Raises:
       ServingError: if it gives labels that the configuration does not have.
@@ -137,13 +140,14 @@ def features(model: Any, scoring: Scoring, name: str, records: Sequence[bytes]) 
     spec = scoring.specs[name]
     outputs = _call(model, spec, spec.preprocessing_function_names[0], records)
     try:
-        labels, lengths = np.asarray(outputs[spec.label_key]), np.asarray(outputs["length"])
+        labels = np.asarray(outputs[spec.label_key])
+        lengths, truncated = (np.asarray(outputs[name]).reshape(-1) for name in ("length", "truncated"))
     except KeyError as error:
         raise ServingError(f"the exported model's transform_features has no output {error}") from None
     truth = labels > 0.5 if scoring.multilabel else np.arange(len(scoring.labels)) == labels.reshape(-1, 1)
     if truth.shape != (len(records), len(scoring.labels)) or not (scoring.multilabel or truth.any(axis=1).all()):
         raise ServingError("the exported model's Transform gives labels that the configuration does not have")
-    return truth, lengths.reshape(-1)
+    return truth, lengths, truncated != 0
 
 
 def class_names(model: Any, scoring: Scoring, name: str, record: bytes) -> tuple[str, ...]:
@@ -175,11 +179,12 @@ def _call(model: Any, spec: Any, signature: str, records: Sequence[bytes]) -> di
 def prediction_table(scoring: Scoring, path: str) -> tuple[Any, Any]:
     """A TFMA evaluator and writer that keep every row's prediction in `<path>/predictions-*.parquet`.
 
-    The columns: `row` (int64, see rows.py), `truth` (list of bool), `slices` (list of `column=value`), and for each
-    model its `probabilities` (list of float) and `decision` (list of bool). No text.
+    The columns: `row` (int64, see rows.py), `truncated` (bool), `truth` (list of bool), `slices` (list of
+    `column=value`), and for each model its `probabilities` (list of float) and `decision` (list of bool). No text.
     """
     fields = [
         ("row", pa.int64()),
+        ("truncated", pa.bool_()),
         ("truth", pa.list_(pa.bool_())),
         ("slices", pa.list_(pa.string())),
     ]
@@ -216,6 +221,7 @@ def _table_row(extracts: Mapping[str, Any]) -> dict[str, Any]:
     models = {"": predictions} if "decision" in predictions else predictions
     row = {
         "row": extracts[_KEY],
+        "truncated": extracts[_TRUNCATED],
         "truth": [bool(value) for value in extracts[tfma.LABELS_KEY]],
         "slices": [
             f"{column}={bytes(value).decode('utf-8', 'replace')}"

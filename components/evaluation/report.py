@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tfx.dsl.io import fileio
 
@@ -35,6 +36,7 @@ class Predictions:
     decision: Array  # [rows, labels] bool
     probabilities: Array  # [rows, labels] float32
     slices: list[list[str]]  # of every row: "column=value"
+    truncated: int  # rows of which tokens were cut off
 
 
 def read_predictions(path: str, model: str) -> Predictions:
@@ -56,6 +58,7 @@ def read_predictions(path: str, model: str) -> Predictions:
         decision=matrix(f"{prefix}decision"),
         probabilities=matrix(f"{prefix}probabilities"),
         slices=table["slices"].to_pylist(),
+        truncated=pc.sum(table["truncated"]).as_py() or 0,
     )
 
 
@@ -123,7 +126,7 @@ def model_report(
     scoring: Scoring,
     samples: int,
 ) -> dict[str, Any]:
-    """`examples`, `model`, `per_label`, `confusion`, `calibration`, `slices` of metrics.json."""
+    """`examples`, `truncated`, `model`, `per_label`, `confusion`, `calibration`, `slices` of metrics.json."""
     rows, whole = figures[""]
     overall, by_label = _intervals(predictions, None, scoring, samples)
     per_label = {}
@@ -153,6 +156,7 @@ def model_report(
         confusion = (predictions.truth.T.astype(int) @ predictions.decision.astype(int)).tolist()
     return {
         "examples": rows,
+        "truncated": predictions.truncated,
         "model": _with_bounds(whole.overall, overall),
         "per_label": per_label,
         "confusion": confusion,

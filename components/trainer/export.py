@@ -110,7 +110,7 @@ def export(
       serialized_examples: `examples`, tf.Example strings [batch], to the same.
       classify: `inputs`, tf.Example strings [batch], to `scores` and `classes`, for TensorFlow Serving's Classify.
       tokens: as serving_default, to `input_ids` int64 [tokens], rows end to end, and `row_lengths` int64 [batch].
-      transform_features: `examples`, to the transformed `label` or `labels`, and `length`, for evaluation.
+      transform_features: `examples`, to the transformed `label` or `labels`, `length` and `truncated`, for evaluation.
     """
     texts = ("text", "text_pair") if pairs else ("text",)
     strings = [tf.TensorSpec([None], tf.string, name) for name in texts]
@@ -167,7 +167,7 @@ def export(
     def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         label = "labels" if task == "multilabel" else "label"
         features = tf.io.parse_example(examples, {name: raw_spec[name] for name in (*texts, label)})
-        return transform(features, [label, "length"])
+        return transform(features, [label, "length", "truncated"])
 
     module = tf.Module(name="biobert_cnn")
     # The variables alone: a Keras object would be saved with everything it knows.

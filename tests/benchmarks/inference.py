@@ -34,8 +34,9 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-PEERS = ("torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16")
+PEERS = ("torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8")
 LABELS = ["BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS"]
+CALIBRATION = 64  # sentences by which ranges of int8 are set, ours and OpenVINO's
 COUNTS = {1: 24, 8: 64, 32: 64, 256: 256}  # texts a repeat, by batch size
 LENGTH = 512
 
@@ -76,7 +77,7 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     geometry = BertGeometry(vocab_size=len(vocab.read_text(encoding="utf-8").splitlines()), num_hidden_layers=layers)
     model = build_classifier(geometry, HeadConfig(), "multiclass", len(LABELS), max_length=LENGTH)
     sentences, _ = read_texts()
-    encoded = WordPiece(vocab).encode(sentences[-64:], max_length=LENGTH).input_ids
+    encoded = WordPiece(vocab).encode(sentences[-CALIBRATION:], max_length=LENGTH).input_ids
     calibration = [{"ids": encoded.values.numpy(), "row_lengths": encoded.row_lengths().numpy().astype(np.int32)}]
     transform, spec = transform_graph(folder, vocab)
     for precision in precisions:
@@ -85,6 +86,7 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     (folder / "vocab.txt").write_bytes(vocab.read_bytes())
     config = {name: getattr(geometry, name) for name in geometry.__dataclass_fields__}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert", "hidden_act": "gelu"}))
+    (folder / "calibration.json").write_text(json.dumps(sentences[-CALIBRATION:]))
     np.savez(folder / "weights.npz", **peers_weights(model))
 
 

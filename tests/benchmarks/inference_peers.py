@@ -2,14 +2,16 @@
 
     python inference_peers.py FOLDER NAME      # torch-fp32, torch-bf16, onnx-fp32, onnx-int8, openvino-fp32, …
 
-FOLDER holds what `inference.py` wrote: `weights.npz` (by the names of transformers' BertModel, and the head's), config
-and vocabulary. Each is used as its documentation advises: the Rust tokeniser, padding to the longest of the batch, all
-cores, graph optimisations on. A line `{"texts": [...], "batch": 8}` on standard input is answered by the seconds that
-all of these took, strings in and probabilities out; `{"answer": true}` adds the probabilities.
+FOLDER holds what `inference.py` wrote: `weights.npz` (by the names of transformers' BertModel, and the head's),
+config, vocabulary and texts to calibrate by. Each is used as its documentation advises: the Rust tokeniser, padding to
+the longest of the batch, all cores, graph optimisations on. A line `{"texts": [...], "batch": 8}` on standard input is
+answered by the seconds that all of these took, strings in and probabilities out; `{"answer": true}` adds the
+probabilities.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -132,11 +134,34 @@ def openvino_contestant(folder: Path, precision: str):
         model = openvino.convert_model(Classifier(folder).eval(), example_input=example)
         openvino.save_model(model, source, compress_to_fp16=False)
     model = core.read_model(source)
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}
-    compiled = core.compile_model(model, "CPU", hints | {"INFERENCE_NUM_THREADS": CORES})
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": CORES}
+    if precision == "int8":  # what is not int8 computes as OpenVINO finds best
+        import nncf
+
+        texts = json.loads((folder / "calibration.json").read_text())
+        model = nncf.quantize(
+            model, nncf.Dataset(texts, lambda text: encode(folder, [text])), model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(texts),
+        )  # fmt: skip
+    else:
+        hints["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
+    compiled = core.compile_model(model, "CPU", hints)
     request = compiled.create_infer_request()
     names = [tensor.get_any_name() for tensor in compiled.inputs]
     return lambda encoded: next(iter(request.infer(dict(zip(names, encoded.values(), strict=True))).values()))
+
+
+@functools.cache
+def tokenizer_of(folder: Path) -> BertTokenizer:
+    vocab = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    limit = BertConfig.from_json_file(folder / "config.json").max_position_embeddings
+    return BertTokenizer(vocab={token: n for n, token in enumerate(vocab)}, do_lower_case=False, model_max_length=limit)
+
+
+def encode(folder: Path, texts: list[str]) -> dict[str, np.ndarray]:
+    """Padded to the longest text: INPUTS, each int64 [texts, tokens]."""
+    found = tokenizer_of(folder)(texts, padding="longest", truncation=True, return_tensors="np")
+    return {name: found[name].astype(np.int64) for name in INPUTS}
 
 
 CONTESTANTS = {"torch": torch_contestant, "onnx": onnx_contestant, "openvino": openvino_contestant}
@@ -156,17 +181,12 @@ def gemm_peak(seconds: float = 1.0) -> float:
 
 def main(folder: Path, name: str) -> None:
     library, _, precision = name.partition("-")
-    max_length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-    vocab = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    tokenizer = BertTokenizer(vocab={token: n for n, token in enumerate(vocab)}, do_lower_case=False)
     run = CONTESTANTS[library](folder, precision)
 
     def classify(texts: list[str], batch: int) -> list[np.ndarray]:
         found = []
         for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
-            encoded = tokenizer(part, padding="longest", truncation=True, max_length=max_length, return_tensors="np")
-            found.append(run({name: encoded[name].astype(np.int64) for name in INPUTS}))
+            found.append(run(encode(folder, texts[start : start + batch])))
         return found
 
     print(json.dumps({"ready": name}), flush=True)

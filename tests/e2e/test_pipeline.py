@@ -39,6 +39,7 @@ def test_run_that_is_killed_in_each_step_goes_on_and_pushes_one_version(project)
     assert {gate["gate"]: gate["passed"] for gate in ended.json["gates"]} != {}
     assert 0.3 < ended.json["metrics"]["accuracy"]["value"] <= 1.0
     assert 0.0 < ended.json["baseline"]["macro_f1"] <= 1.0
+    assert set(ended.json["truncated"]) == {"train", "eval", "test"}
     assert not [path.name for path in project.serving_dir.iterdir() if path.name.endswith("tmp")]
 
 

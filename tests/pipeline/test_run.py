@@ -87,10 +87,11 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     }
     metric = {"value": 0.72184, "low": 0.68721, "high": 0.75443}
     calibration = {"temperature": 1.234, "error_before": 0.05, "error_after": 0.02, "loss_before": 1, "loss_after": 0.9}
-    training = {"truncated": {"train": 5, "eval": 1}, "calibration": calibration}
+    training = {"calibration": calibration}
     training["hyperparameters"] = {"head.kind": "cls", "training.learning_rate": 0.001}
     found = record(
         status="pushed", version=7, model_path="/m/7", data=data, training=training,
+        truncated={"train": 5, "eval": 1, "test": 2},
         metrics={"macro_f1": metric}, baseline={"macro_f1": 0.645},
         paired={"macro_f1": {"difference": 0.0768, "low": 0.0362, "high": 0.1142}},
         gates=[{"gate": "macro_f1 >= 0.6", "value": 0.72184, "passed": True}], seconds={"total": 151.2},
@@ -100,7 +101,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     text = stream.getvalue()
     assert (
         "data: train 90  test 10  bad rows 3; texts both in train and test 2; dropped for that 4; "
-        "truncated train 5, eval 1" in text
+        "truncated train 5, eval 1, test 2" in text
     )
     assert "macro_f1  0.7218  0.687 to 0.754  0.6450  +0.077 (+0.036 to +0.114)" in " ".join(
         line for line in text.splitlines() if "macro_f1" in line

@@ -57,11 +57,12 @@ class Workshop:
         def transform_features(examples):
             name, kind = ("label", one) if thresholds is None else ("labels", tf.io.RaggedFeature(tf.string))
             found = tf.io.parse_example(examples, {"text": one, name: kind})
-            length = tf.strings.length(found["text"])
+            length = tf.cast(tf.strings.length(found["text"]), tf.int64)
+            measures = {"length": length, "truncated": tf.cast(length > 20, tf.int64)}
             if thresholds is None:
-                return {"label": module.labels.lookup(found["label"]), "length": tf.cast(length, tf.int64)}
+                return measures | {"label": module.labels.lookup(found["label"])}
             marks = tf.one_hot(module.labels.lookup(found["labels"].to_tensor("")), len(labels))
-            return {"labels": tf.reduce_sum(marks, axis=1), "length": tf.cast(length, tf.int64)}
+            return measures | {"labels": tf.reduce_sum(marks, axis=1)}
 
         artifact = standard_artifacts.Model()
         artifact.uri = self.folder()

@@ -111,6 +111,7 @@ def test_slices_are_by_label_length_and_column(multiclass):
     slices = {part["slice"]: part for part in multiclass.result.metrics["slices"]}
     decided, labels = multiclass.weak.argmax(1), multiclass.labels
     lengths = np.array([len(text) for text in multiclass.names])
+    assert multiclass.result.metrics["truncated"] == (lengths > 20).sum() > 0  # so says the model of these tests
     index = np.arange(90)
     members = {
         "label=A": labels == 0,

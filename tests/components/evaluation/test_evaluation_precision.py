@@ -19,7 +19,7 @@ BOUNDS = ExportConfig(precision="int8", min_agreement=0.9, max_loss=0.05, min_sl
 def predictions(decided, slices):
     decision = np.eye(2, dtype=bool)[decided]
     rows = len(decided)
-    return Predictions(np.arange(rows), decision, decision, np.zeros((rows, 2), np.float32), slices)
+    return Predictions(np.arange(rows), decision, decision, np.zeros((rows, 2), np.float32), slices, 0)
 
 
 def figures(**accuracy):

@@ -176,7 +176,11 @@ def test_transform_features_gives_labels_and_lengths_for_evaluation(ran):
     args, _ = ran
     features = tf.saved_model.load(args.serving_model_dir).signatures["transform_features"]
     found = features(examples=tf.constant([raw_example(text="a b", label="HIGH"), raw_example(text="", label="LOW")]))
-    assert {name: value.numpy().tolist() for name, value in found.items()} == {"label": [2, 0], "length": [4, 2]}
+    assert {name: value.numpy().tolist() for name, value in found.items()} == {
+        "label": [2, 0],
+        "length": [4, 2],
+        "truncated": [0, 0],
+    }
 
 
 def test_classify_has_tensorflow_servings_method_name(ran):
