@@ -7,11 +7,13 @@ hardly disturbs the requests that are being answered meanwhile (19 ms against 15
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -149,6 +151,13 @@ class SessionRunner:
         self._outputs.clear()
         del self._graph, self._session
         gc.collect()  # graphs are cycles; memory goes back now and not some time later
+        _release_memory()
+
+
+def _release_memory() -> None:
+    """Gives what the C library holds free back to the system, as TensorFlow Serving does when it unloads a model."""
+    with suppress(AttributeError):  # glibc has it; others give memory back by themselves, or never
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_error(path: str, error: Exception) -> StatusError:
