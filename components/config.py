@@ -38,7 +38,7 @@ Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
 RESERVED_FEATURES = (
     "text", "text_pair", "label", "labels", "id", "input_ids", "segment_ids", "length", "length_bucket",
-    "unknown", "truncated", "key",
+    "unknown", "truncated", "key", "span",
 )  # fmt: skip
 
 
@@ -384,6 +384,9 @@ class EvaluationConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % intervals; 0: no intervals
     paired_samples: PositiveInt = 2000  # paired bootstrap against the baseline
     baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
+    min_span_rows: PositiveInt = (
+        200  # window.guard: an old span of fewer rows is not judged alone, only with the others
+    )
 
 
 class ExportConfig(Section):

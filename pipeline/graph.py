@@ -179,6 +179,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         export=config.export,
         slices=slices,
         pairs=data.has_pairs,
+        guard=config.window.warm_start and config.window.guard,
         code=code_fingerprint("components/evaluation"),
     ).with_id("evaluator")
 
@@ -237,6 +238,8 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
     span's number so that TFX's cache knows it again when the window has moved on, and one that puts them together.
     """
     data, window = config.data, config.window
+    if window.last != 1:  # rows are dropped once, where all spans are seen
+        data = data.model_copy(update={"drop_leaked": False})
     members = spans.spans_of_run(data, window)
 
     def node(span: int, name: str) -> Any:
@@ -259,7 +262,9 @@ def _ingest(config: Config) -> tuple[list[Any], Any]:
     window_examples = SpanWindow(
         channel.union([item.outputs["examples"] for item in ingest]),
         roles=Roles(config.evaluation.split, window.evaluate_newest, window.guard, window.learn_last),
-        code=code_fingerprint("components/examples/window.py", "components/examples/merge.py"),
+        drop_leaked=config.data.drop_leaked,
+        pairs=data.columns.text_pair is not None,
+        code=code_fingerprint("components/examples"),
     ).with_id("examples")
     return [*ingest, window_examples], window_examples
 

@@ -9,7 +9,7 @@ trained on train and dev, scored on test: accuracy 0.816, macro-F1 0.645.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -38,6 +38,10 @@ class BaselineResult:
     decision: Array  # [rows, labels] bool
     train_rows: int  # rows that there were to train on
     used_rows: int  # rows that it was trained on
+
+    def part(self, rows: Sequence[int]) -> BaselineResult:
+        """The same of some of the evaluated rows."""
+        return replace(self, keys=self.keys[rows], truth=self.truth[rows], decision=self.decision[rows])
 
 
 def score_baseline(

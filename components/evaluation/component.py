@@ -52,6 +52,7 @@ class TextEvaluator(Evaluator):
         slices: Sequence[str] = (),
         pairs: bool = False,
         export: ExportConfig | None = None,
+        guard: bool = False,
         code: str = "",
     ):
         """Makes the node.
@@ -66,6 +67,7 @@ class TextEvaluator(Evaluator):
           slices: columns of the examples to report metrics by.
           pairs: whether the examples hold `text_pair`.
           export: where its precision is not float32, the model is also held against itself in float32.
+          guard: whether the gates must hold on the old spans of a window, too.
           code: a fingerprint of this step's code, so that new code is not answered from the cache.
         """
         custom_config: dict[str, Any] = {
@@ -76,6 +78,8 @@ class TextEvaluator(Evaluator):
             "pairs": pairs,
             "code": code,
         }
+        if guard:
+            custom_config["guard"] = True
         if export is not None and export.precision != "float32":
             custom_config["export"] = export.model_dump(mode="json")
         spec = TextEvaluatorSpec(

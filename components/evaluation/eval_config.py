@@ -12,6 +12,8 @@ from components.evaluation.metrics import TextClassification
 
 LABEL_SLICE = "label"
 LENGTH_SLICE = "length"
+SPAN_SLICE = "span"  # of a window: the number of the span that a row came from
+OLD = "old"  # and this one for all spans but the newest
 
 
 def make_eval_config(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +32,9 @@ from components.config import EvaluationConfig, ExportConfig, Task
 from components.errors import DataError, ServingError
 from components.evaluation import extract, gates, precision, report
 from components.evaluation.baseline import BaselineResult, score_baseline
-from components.evaluation.eval_config import make_eval_config
+from components.evaluation.eval_config import OLD, SPAN_SLICE, make_eval_config
 from components.evaluation.rows import read_records
+from components.examples.merge import span_of
 from components.export.paths import float32_dir
 
 CUSTOM_CONFIG = "custom_config"
@@ -79,14 +81,16 @@ class Executor(tfx_executor.Executor):
         if first is None:
             raise DataError(f"the split {evaluation.split!r} is empty: there is nothing to evaluate on")
 
-        base = make_eval_config(evaluation, task, labels, tuple(config["slices"]))
-        scoring = _scoring(base, evaluation, task, labels, config["slices"])
+        newest = max((span for span in map(span_of, files) if span is not None), default=None)
+        spans = [] if newest is None else [SPAN_SLICE]
+        base = make_eval_config(evaluation, task, labels, (*config["slices"], *spans))
+        scoring = _scoring(base, evaluation, task, labels, config["slices"], newest)
         blessed = _find_blessed(blessed_models, scoring, first)
         eval_config = tfma.utils.update_eval_config_with_defaults(base, has_baseline=blessed.path is not None)
         export = ExportConfig.model_validate(config["export"]) if "export" in config else None
         if export is not None:
             eval_config = precision.with_float32(eval_config)
-        scoring = _scoring(eval_config, evaluation, task, labels, config["slices"])
+        scoring = _scoring(eval_config, evaluation, task, labels, config["slices"], newest)
         served = _model_path(model)
         paths = {spec.name: str(blessed.path) if spec.is_baseline else served for spec in eval_config.model_specs} | (
             {precision.FLOAT32: float32_dir(served)} if export is not None else {}
@@ -102,7 +106,7 @@ class Executor(tfx_executor.Executor):
             baseline = score_baseline(train, files, task, labels, config["pairs"])
         fitted = time.monotonic()
         progress.report("evaluate", stage="intervals")
-        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export)
+        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export, config.get("guard", False))
         logging.info(
             "Evaluated %d rows: TFMA %.1f s, baseline %.1f s, bootstrap and gates %.1f s.",
             metrics["examples"],
@@ -131,7 +135,7 @@ class Executor(tfx_executor.Executor):
             _ = (
                 pipeline
                 | "Files" >> beam.Create(sorted(files))
-                | "Read" >> beam.io.ReadAllFromTFRecord()
+                | "Read" >> beam.io.ReadAllFromTFRecord(with_filename=True)
                 | "Batches" >> extract.ToBatches()
                 | "AnalyseAndWrite"
                 >> tfma.ExtractEvaluateAndWriteResults(
@@ -155,10 +159,11 @@ class Executor(tfx_executor.Executor):
 
 
 def _scoring(
-    eval_config: Any, evaluation: EvaluationConfig, task: Task, labels: tuple[str, ...], slices: Sequence[str]
-) -> extract.Scoring:
+    eval_config: Any, evaluation: EvaluationConfig, task: Task, labels: tuple[str, ...], slices: Sequence[str],
+    newest: int | None,
+) -> extract.Scoring:  # fmt: skip
     model_specs = {spec.name: spec for spec in eval_config.model_specs}
-    return extract.Scoring(task, labels, tuple(slices), evaluation.length_bounds, model_specs)
+    return extract.Scoring(task, labels, tuple(slices), evaluation.length_bounds, model_specs, newest)
 
 
 def _split_files(examples: list[Any], split: str) -> list[str]:
@@ -202,8 +207,9 @@ def _judge(
     baseline: BaselineResult | None,
     blessed: _Blessed,
     export: ExportConfig | None,
+    guard: bool,
 ) -> tuple[dict[str, Any], list[gates.Bound]]:
-    """Puts the figures together, checks the gates, writes both files."""
+    """Puts the figures together, checks the gates, on old spans too where they are guarded, writes both files."""
     candidate = next(name for name, spec in scoring.specs.items() if not spec.is_baseline)
     labels = scoring.labels
     figures = report.read_figures(tfma.load_eval_result(path, model_name=candidate), labels)
@@ -212,24 +218,33 @@ def _judge(
     metrics |= report.model_report(figures, predictions, scoring, evaluation.bootstrap_samples)
     metrics |= {"baseline": None, "baseline_per_label": None, "baseline_rows": None, "paired": None}
     metrics |= {"blessed": None, "blessed_per_label": None}
-    baseline_figures = blessed_figures = None
+    baselines: dict[str, gates.Figures] = {}
+    blesseds: dict[str, gates.Figures] = {}
+    guarded = _old_spans(figures, evaluation.min_span_rows) if guard else []
     if baseline is not None:
-        baseline_figures = report.baseline_figures(baseline, labels)
-        metrics |= _plain("baseline", baseline_figures)
+        members = predictions.members()
+        baselines = {
+            "": report.baseline_figures(baseline, labels),
+            **{name: report.baseline_figures(baseline.part(members[name]), labels) for name in guarded},
+        }
+        metrics |= _plain("baseline", baselines[""])
         metrics["baseline_rows"] = {"train": baseline.train_rows, "used": baseline.used_rows}
         metrics["paired"] = report.paired_report(predictions, baseline, evaluation.paired_samples)
     if blessed.path is not None:
-        result = tfma.load_eval_result(path, model_name=tfma.BASELINE_KEY)
-        _, blessed_figures = report.read_figures(result, labels)[""]
-        metrics |= _plain("blessed", blessed_figures)
-    bounds = gates.check_gates(
-        evaluation.gates,
-        figures[""][1],
-        baseline=baseline_figures,
-        blessed=blessed_figures,
-        blessed_note=blessed.note,
-        blessed_problem=blessed.problem,
-    )
+        result = report.read_figures(tfma.load_eval_result(path, model_name=tfma.BASELINE_KEY), labels)
+        blesseds = {name: found for name, (_, found) in result.items()}
+        metrics |= _plain("blessed", blesseds[""])
+    bounds = []
+    for name in ["", *guarded]:
+        bounds += gates.check_gates(
+            evaluation.gates,
+            figures[name][1],
+            baseline=baselines.get(name),
+            blessed=blesseds.get(name),
+            blessed_note=blessed.note,
+            blessed_problem=blessed.problem,
+            where=_where(name),
+        )
     if export is not None:
         reference = report.read_figures(tfma.load_eval_result(path, model_name=precision.FLOAT32), labels)
         metrics |= _plain("float32", reference[""][1])
@@ -240,6 +255,20 @@ def _judge(
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         io_utils.write_string_file(os.path.join(path, name), text + "\n")
     return metrics, bounds
+
+
+def _old_spans(figures: Mapping[str, tuple[int, gates.Figures]], minimum: int) -> list[str]:
+    """The slices of the old spans together, and of each of them that has so many rows."""
+    numbers = sorted(int(name.partition("=")[2]) for name in figures if re.fullmatch(rf"{SPAN_SLICE}=\d+", name))
+    each = [f"{SPAN_SLICE}={number}" for number in numbers[:-1]]
+    together = f"{SPAN_SLICE}={OLD}"
+    return [name for name in [together, *each] if name in figures and (name == together or figures[name][0] >= minimum)]
+
+
+def _where(name: str) -> str:
+    """A slice of old spans in words; "" for all rows."""
+    number = name.partition("=")[2]
+    return "" if not name else "the old spans" if number == OLD else f"span {number}"
 
 
 def _plain(name: str, figures: gates.Figures) -> dict[str, Any]:

@@ -20,15 +20,17 @@ import tensorflow_text  # noqa: F401  (registers the ops of the exported tokenis
 
 from components.config import Task
 from components.errors import ServingError
-from components.evaluation.eval_config import LABEL_SLICE, LENGTH_SLICE, length_slice
+from components.evaluation.eval_config import LABEL_SLICE, LENGTH_SLICE, OLD, SPAN_SLICE, length_slice
 from components.evaluation.rows import parse_row
 from components.evaluation.scores import Array
+from components.examples.merge import span_of
 
 STAGE = "ScoreTexts"
 PREDICTIONS = "predictions"  # the files predictions-*.parquet of the evaluation
 _BATCH_ROWS = 256  # asked at once; the export itself splits them by length, in bounded memory
 _KEY = "row_key"
 _TRUNCATED = "row_truncated"
+_SPANS = "spans"
 _MODEL_ERRORS = (tf.errors.OpError, TypeError, ValueError, KeyError)
 
 
@@ -41,6 +43,7 @@ class Scoring:
     slices: tuple[str, ...] = ()
     length_bounds: tuple[int, ...] = ()
     specs: Mapping[str, Any] = field(default_factory=dict)  # model's name in TFMA → ModelSpec
+    newest: int | None = None  # the newest span of a window
 
     @property
     def multilabel(self) -> bool:
@@ -49,11 +52,15 @@ class Scoring:
 
 
 class ToBatches(beam.PTransform):
-    """Serialised examples → TFMA's extracts of batches of them. The size is fixed, so that answers repeat."""
+    """Files and serialised examples in pairs → TFMA's extracts of batches; of a fixed size, so that answers repeat."""
 
     def expand(self, records: Any) -> Any:
         size = {"min_batch_size": _BATCH_ROWS, "max_batch_size": _BATCH_ROWS}
-        return records | beam.BatchElements(**size) | beam.Map(lambda batch: {tfma.INPUT_KEY: batch})
+        return records | beam.BatchElements(**size) | beam.Map(_extracts)
+
+
+def _extracts(batch: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    return {tfma.INPUT_KEY: [record for _, record in batch], _SPANS: [span_of(file) for file, _ in batch]}
 
 
 def text_extractor(scoring: Scoring, shared_models: Sequence[Any]) -> Any:
@@ -86,6 +93,10 @@ class _ScoreTexts(tfma.utils.DoFnWithModels):
                 values[LENGTH_SLICE] = np.array([bucket.encode()], object)
             for column, found in zip(scoring.slices, row.columns, strict=True):
                 values[column] = np.array(found, object)
+            span = batch[_SPANS][i]
+            if span is not None:
+                names = [str(span), *([OLD] if span != scoring.newest else [])]
+                values[SPAN_SLICE] = np.array([name.encode() for name in names], object)
             predictions = {
                 name: {"probabilities": probabilities[i], "decision": decision[i]}
                 for name, (probabilities, decision) in answers.items()

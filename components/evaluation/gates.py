@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from components.config import Gate
@@ -58,6 +58,7 @@ def check_gates(
     blessed: Figures | None = None,
     blessed_note: str = "there is no blessed model to compare with yet",
     blessed_problem: str | None = None,
+    where: str = "",
 ) -> list[Bound]:
     """Checks every bound of every gate, in their order.
 
@@ -68,9 +69,12 @@ def check_gates(
       blessed: the latest blessed model; None where there is none to compare with: such bounds then hold.
       blessed_note: why there is nothing to compare with, for the message.
       blessed_problem: why the blessed model that there is could not be scored; such bounds then fail.
+      where: the part of the rows that the figures are of; "" for all. A label that the part lacks is not judged there.
     """
     bounds = []
     for gate in gates:
+        if where and gate.label is not None and not model.by_label.get(gate.label, {}).get("support"):
+            continue
         value = model.get(gate)
         if gate.min is not None:
             bounds.append(_absolute(gate, "min", value, gate.min))
@@ -85,6 +89,8 @@ def check_gates(
                 bounds.append(_relative(gate, "blessed", value, blessed.get(gate), gain))
             else:
                 bounds.append(_without_blessed(gate, value, gain, blessed_note, blessed_problem))
+    if where:
+        return [replace(b, gate=f"{b.gate} on {where}", message=f"on {where}, {b.message}") for b in bounds]
     return bounds
 
 

@@ -56,10 +56,7 @@ def check_precision(
     for metric in _METRICS:
         value, theirs = model[""][1].overall[metric], reference[""][1].overall[metric]
         bounds.append(_bound(metric, "", value, export.max_loss, theirs))
-    members: dict[str, list[int]] = {}
-    for row, names in enumerate(predictions.slices):
-        for name in set(names):
-            members.setdefault(name, []).append(row)
+    members = predictions.members()
     large = sorted(name for name, rows in members.items() if len(rows) >= export.min_slice_rows and name in reference)
     if large:
         agreement = {name: float(np.mean(alike[members[name]])) for name in large}

@@ -16,7 +16,7 @@ from tfx.dsl.io import fileio
 from components.errors import DataError
 from components.evaluation import bootstrap, scores
 from components.evaluation.baseline import BaselineResult
-from components.evaluation.eval_config import LABEL_SLICE, LENGTH_SLICE
+from components.evaluation.eval_config import LABEL_SLICE, LENGTH_SLICE, SPAN_SLICE
 from components.evaluation.extract import PREDICTIONS, Scoring
 from components.evaluation.gates import Figures
 from components.evaluation.metrics import BY_LABEL, OVERALL
@@ -37,6 +37,14 @@ class Predictions:
     probabilities: Array  # [rows, labels] float32
     slices: list[list[str]]  # of every row: "column=value"
     truncated: int  # rows of which tokens were cut off
+
+    def members(self) -> dict[str, list[int]]:
+        """The rows of every slice."""
+        found: dict[str, list[int]] = {}
+        for row, names in enumerate(self.slices):
+            for name in set(names):
+                found.setdefault(name, []).append(row)
+        return found
 
 
 def read_predictions(path: str, model: str) -> Predictions:
@@ -136,10 +144,7 @@ def model_report(
         for measure, (low, high) in by_label[i].items() if by_label else ():
             values |= {f"{measure}_low": number(low), f"{measure}_high": number(high)}
         per_label[label] = values
-    members: dict[str, list[int]] = {}
-    for i, names in enumerate(predictions.slices):
-        for name in set(names):
-            members.setdefault(name, []).append(i)
+    members = predictions.members()
     slices = []
     for name in sorted(figures.keys() - {""}, key=lambda name: _slice_order(name, scoring)):
         count, part = figures[name]
@@ -211,6 +216,8 @@ def _slice_order(name: str, scoring: Scoring) -> tuple[int, int, str]:
         return 0, scoring.labels.index(value), name
     if column == LENGTH_SLICE:
         return 1, int(value.rstrip("+").partition("-")[0]), name
+    if column == SPAN_SLICE:
+        return 3, int(value) if value.isdigit() else 0, name
     return 2, 0, name
 
 

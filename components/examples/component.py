@@ -30,7 +30,7 @@ from components.examples.rows import RowSpec
 pb: Any = example_gen_pb2  # generated code: mypy sees no messages in it
 _LOG = logging.getLogger(__name__)
 # Stands in the cache key: raise it when the same input would give other examples.
-_REVISION = 1
+_REVISION = 2
 
 
 def executor_config(data: DataConfig, task: str, labels: Sequence[str], label_column: str) -> dict[str, Any]:
@@ -129,6 +129,7 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
             outcome.write_results(ingestion, found, report, rejected)
             raise
         outcome.write_results(ingestion, found, report, artifact.uri)
+        outcome.keep_hashes(ingestion, found)
         fileio.rmtree(ingestion.work)
         progress.report("ingest", rows=found.rows, bad=report["bad"]["rows"], dropped=found.dropped.total())
         _LOG.info("Ingested %d rows of %d files; %d bad", found.rows, len(inputs), report["bad"]["rows"])

@@ -33,6 +33,7 @@ from components.examples.rows import BadRow, Row, RowSpec
 _GZIP_LEVEL = 1  # twice the speed of the default; the files are read a few times and then kept
 _BUFFER = 1 << 20
 _DEAD_ROW_BYTES = 1 << 20  # a longer bad row is cut in the dead-letter file
+HASHES = "hashes"  # the folder of an Examples artifact with the sorted hashes of its texts, a file a shard
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ class IngestItem(beam.DoFn):
 
     def setup(self) -> None:
         if self._ingestion.dropped_hashes:
-            hashes, size = read_bytes(self._ingestion.dropped_hashes), leaks.HASH_BYTES
-            self._dropped = frozenset(hashes[at : at + size] for at in range(0, len(hashes), size))
+            self._dropped = leaks.each_hash(read_bytes(self._ingestion.dropped_hashes))
 
     def process(self, item: Item) -> None:
         ingestion = self._ingestion
@@ -140,7 +140,7 @@ class _ItemOutput:
         self._item, self._ingestion, self._dropped, self._stack = item, ingestion, dropped, stack
         self._encode = tfrecord.row_encoder(ingestion.spec)
         self._pair_counts = ingestion.spec.text_pair is not None
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, Shard] = {}
         self._dead: BinaryIO | None = None
         self._labels: dict[str, Counter[str]] = {}
         self._bad: Counter[str] = Counter()
@@ -166,11 +166,11 @@ class _ItemOutput:
         for label in row.labels or (b"",):
             labels[label] += 1
 
-    def _open_shard(self, split: str) -> _Shard:
+    def _open_shard(self, split: str) -> Shard:
         item = self._item
         name = f"data_tfrecord-{item.file.index:05d}-{item.part:05d}.gz"
         path = FileSystems.join(self._ingestion.output, f"Split-{split}", name)
-        return _Shard(self._stack.enter_context(writing(path, self._ingestion.work)))
+        return Shard(self._stack.enter_context(writing(path, self._ingestion.work)))
 
     def _add_bad(self, row: BadRow) -> None:
         if self._dead is None:
@@ -208,7 +208,7 @@ class _ItemOutput:
         }
 
 
-class _Shard:
+class Shard:
     """One gzipped TFRecord file, buffered; the same rows give the same bytes."""
 
     def __init__(self, stream: BinaryIO):
@@ -277,6 +277,12 @@ def _create(path: str, private: bool) -> AbstractContextManager[BinaryIO]:
     if private and "://" not in path:
         return cast(BinaryIO, os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"))
     return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def shard_name(hashes: str) -> tuple[str, str]:
+    """The split and the name of the shard whose hashes stand in a file of that name: `hashes-train-00000-00001`."""
+    _, split, file, part = hashes.split("-")
+    return split, f"data_tfrecord-{file}-{part}.gz"
 
 
 def write_json(path: str, value: Any) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,11 @@ def text_hash(text: bytes, text_pair: bytes | None = None) -> bytes:
     if text_pair is not None:
         digest.update(b"\x1f" + text_pair)
     return digest.digest()
+
+
+def each_hash(hashes: bytes) -> frozenset[bytes]:
+    """The different ones of hashes that stand end to end."""
+    return frozenset(hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES))
 
 
 def sorted_hashes(hashes: bytes) -> bytes:
@@ -43,6 +49,12 @@ class Leak:
     splits: tuple[str, str]
     texts: int
     rows: tuple[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in an ingest report."""
+        return {
+            "splits": list(self.splits), "texts": self.texts, "rows": dict(zip(self.splits, self.rows, strict=True))
+        }  # fmt: skip
 
 
 def find_leaks(

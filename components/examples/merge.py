@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from components.examples.leaks import Leak
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,14 @@ class Roles:
     evaluate_newest: bool = False
     guard: bool = True
     learn_last: int | None = None
+
+
+@dataclass
+class Dropped:
+    """Rows of train that were left out because their text is evaluated on, too; `labels` has "" for rows without."""
+
+    rows: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
 
 
 def place(split: str, age: int, roles: Roles) -> str | None:
@@ -42,8 +54,28 @@ def place(split: str, age: int, roles: Roles) -> str | None:
     return split if learned else None
 
 
-def merge(reports: list[dict[str, Any]], roles: Roles) -> dict[str, Any]:
-    """One ingest report of several, oldest first. `spans` says what each of them gave; files name their span."""
+def prefix_of(span: int, split: str) -> str:
+    """What the names of a span's files begin with in the window."""
+    return f"span-{span}-{split}-"
+
+
+def span_of(path: str) -> int | None:
+    """The span that a file of a window came from; None for a file of no window."""
+    found = re.match(r"span-(\d+)-", path.rpartition("/")[2])
+    return None if found is None else int(found[1])
+
+
+def merge(
+    reports: list[dict[str, Any]], roles: Roles, leaks: Sequence[Leak] = (), dropped: Dropped | None = None
+) -> dict[str, Any]:
+    """One ingest report of several. `spans` says what each of them gave; files name their span.
+
+    Args:
+      reports: of the spans, oldest first.
+      roles: of the window.
+      leaks: texts that two splits of the window share, of one span or of several, before any were dropped.
+      dropped: what was left out of the window's train for that.
+    """
     splits: dict[str, dict[str, Any]] = {}
     for number, report in enumerate(reports):
         for split, counts in report["splits"].items():
@@ -58,10 +90,13 @@ def merge(reports: list[dict[str, Any]], roles: Roles) -> dict[str, Any]:
     rows = sum(report["rows"] for report in reports)  # read; those that no split takes are among them
     share = bad / (bad + rows) if bad + rows else 0.0
     reasons: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
     for report in reports:
         reasons.update(report["bad"]["reasons"])
-        dropped.update(report["dropped"])
+    if dropped is not None and dropped.rows:
+        train = splits["train"]
+        train["rows"] -= dropped.rows
+        train["without_label"] -= dropped.labels[""]
+        train["labels"] = dict(sorted((Counter(train["labels"]) - dropped.labels).items()))
     return {
         "span": reports[-1]["span"],
         "version": reports[-1]["version"],
@@ -73,7 +108,7 @@ def merge(reports: list[dict[str, Any]], roles: Roles) -> dict[str, Any]:
             "share": share,
             "reasons": dict(reasons.most_common()),
         },
-        "leaked": [{"span": report["span"], **leak} for report in reports for leak in report["leaked"]],
-        "dropped": dict(dropped),
+        "leaked": [leak.to_json() for leak in leaks],
+        "dropped": {"train": dropped.rows} if dropped is not None and dropped.rows else {},
         "files": [{"span": report["span"], **file} for report in reports for file in report["files"]],
     }

@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from components.errors import DataError
 from components.examples import parse
 from components.examples.files import FilePlan, InputFile, Item
-from components.examples.ingest import Ingestion, read_bytes, read_plan, writing
+from components.examples.ingest import HASHES, Ingestion, make_folder, read_bytes, read_plan, writing
 from components.examples.leaks import Leak, find_leaks
 
 DEAD_LETTERS = "dead_letters.jsonl"
@@ -123,12 +123,19 @@ def check_splits(outcome: Outcome) -> None:
         if rows:
             continue
         if outcome.dropped[split]:
-            why = f"all {outcome.dropped[split]} rows were dropped as leaked: give other data, or drop_leaked = false"
-        elif any(entry["split"] == "all" for entry in outcome.files):
+            raise all_dropped(split, outcome.dropped[split])
+        if any(entry["split"] == "all" for entry in outcome.files):
             why = "no group fell into it: give more groups, or a greater share in data.hash_split"
         else:
             why = f"its files hold no good row: correct data.splits.{split}"
         raise DataError(f"split {split} is empty: {why}")
+
+
+def all_dropped(split: str, rows: int) -> DataError:
+    """The error of a split that has no row left."""
+    return DataError(
+        f"split {split} is empty: all {rows} rows were dropped as leaked: give other data, or drop_leaked = false"
+    )
 
 
 def count_leaks(outcome: Outcome) -> dict[tuple[str, str], bytes]:
@@ -155,10 +162,7 @@ def build_report(outcome: Outcome, span: int, version: int | None) -> dict[str, 
             "share": outcome.bad_share,
             "reasons": dict(outcome.bad.most_common()),
         },
-        "leaked": [
-            {"splits": list(leak.splits), "texts": leak.texts, "rows": dict(zip(leak.splits, leak.rows, strict=True))}
-            for leak in outcome.leaks
-        ],
+        "leaked": [leak.to_json() for leak in outcome.leaks],
         "dropped": dict(outcome.dropped),
         "files": outcome.files,
     }
@@ -173,6 +177,14 @@ def write_results(ingestion: Ingestion, outcome: Outcome, report: dict[str, Any]
     with writing(FileSystems.join(folder, DEAD_LETTERS), ingestion.work, private=True) as stream:
         for path in outcome.dead_letters:
             stream.write(read_bytes(path))
+
+
+def keep_hashes(ingestion: Ingestion, outcome: Outcome) -> None:
+    """Moves the files of hashes into the artifact: a window of spans is searched for shared texts by them."""
+    folder = FileSystems.join(ingestion.output, HASHES)
+    make_folder(folder)
+    paths = [path for found in outcome.hashes.values() for path in found]
+    FileSystems.rename(paths, [FileSystems.join(folder, FileSystems.split(path)[1]) for path in paths])
 
 
 def _read_json(path: str) -> dict[str, Any]:

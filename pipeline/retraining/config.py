@@ -57,7 +57,9 @@ class WindowConfig(Section):
     evaluate_newest: bool = False  # the newest span is evaluated on, whole, and the ones before are learned from
     learn_last: PositiveInt | None = None  # learn from that many of them; the ones before are only evaluated on
     warm_start: bool = False  # start from the live model's weights
-    guard: bool = True  # evaluate_newest: those before keep their own evaluated split, so that the gates hold there too
+    # Against forgetting. evaluate_newest: the spans before it keep their own evaluated split. warm_start: every gate
+    # holds on the old spans together, too, and on each of them that has evaluation.min_span_rows.
+    guard: bool = True
 
     @field_validator("since", "until", mode="before")
     @classmethod

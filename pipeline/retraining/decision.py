@@ -251,18 +251,17 @@ def _sort(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obse
 def _plan_new(schedule: ScheduleConfig, window: WindowConfig, observed: Observed, spans: _Sorted) -> _Plan:
     """The next new span, or late and corrected ones in the window that ends with the newest that was handled."""
     handled = observed.newest_handled
-    numbers = [span.number for span in spans.usable]
     new = [
         span.number
-        for span in spans.usable
+        for place, span in enumerate(spans.usable)
         if span.trigger not in observed.handled
         and (handled is None or span.number > handled)
-        and _is_enough(window, window_members(window, numbers, span.number))
+        and _is_enough(window, place + 1 if window.last == "all" else min(place + 1, window.last))
     ]
     if new:
         newest = new[0] if schedule.backlog == "each" else new[-1]
-    elif numbers:
-        newest = numbers[-1]
+    elif spans.usable:
+        newest = spans.usable[-1].number
     else:
         return _Plan()
     return _plan_ending(newest, window, observed, spans)
@@ -277,7 +276,7 @@ def _plan_newest(window: WindowConfig, observed: Observed, spans: _Sorted) -> _P
 
 def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _Sorted) -> _Plan:
     members = set(window_members(window, (span.number for span in spans.usable), newest))
-    if not _is_enough(window, members):
+    if not _is_enough(window, len(members)):
         return _Plan()
     pending = [s for s in spans.usable if s.trigger not in observed.handled and s.number <= newest]
     skipped = [
@@ -288,9 +287,9 @@ def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _
     return _Plan(newest, tuple(span for span in pending if span.number in members), tuple(skipped))
 
 
-def _is_enough(window: WindowConfig, members: Collection[int]) -> bool:
-    """Whether a window has something to learn from and something to evaluate on."""
-    return len(members) > window.evaluate_newest
+def _is_enough(window: WindowConfig, members: int) -> bool:
+    """Whether a window of so many spans has something to learn from and something to evaluate on."""
+    return members > window.evaluate_newest
 
 
 def _cron(now: dt.datetime, schedule: ScheduleConfig, observed: Observed) -> tuple[Finding, str | None]:

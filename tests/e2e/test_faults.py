@@ -72,6 +72,34 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.fixture
+def read_only(project) -> Iterator[Path]:
+    """The pipeline root of a run that has ended, on a file system that nobody can write to; it can be taken away."""
+    project.root.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "--bind", str(project.root), str(project.root)], check=False).returncode != 0:
+        pytest.skip("mounting a folder read-only needs the rights of root")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(project.root)], check=True)
+    yield project.root
+    while os.path.ismount(project.root):
+        subprocess.run(["umount", "--lazy", str(project.root)], check=True)
+
+
+def test_root_that_is_read_only_is_named_and_the_next_run_is_sound(project, read_only: Path) -> None:
+    before = project.versions
+    for options in ((), ("schedule.on_new_span=true",)):
+        command = project.command("schedule", "once", overrides=options) if options else project.command("run")
+        project.start(command)
+        refused = project.wait()
+        assert refused.status == 1
+        assert f"{read_only} cannot be written (Read-only file system)" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert project.versions == before
+    subprocess.run(["umount", str(read_only)], check=True)
+    done = project.run("evaluation.gates=[{ metric = 'accuracy', min = 0.0 }]")
+    assert done.status == 0, done.stderr
+    assert project.versions == [*before, done.json["version"]]
+
+
 def test_records_of_the_future_do_not_disturb_when_the_clock_was_set_back(project) -> None:
     """As a root looks whose last run was made with the clock a year ahead."""
     runs = project.root / "runs"

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfx.types import standard_artifacts
 
 from components.config import EvaluationConfig
+from components.examples.merge import prefix_of
 
 
 class Workshop:
@@ -85,9 +86,22 @@ class Workshop:
                     writer.write(row if isinstance(row, bytes) else record(row))
         return artifact
 
+    def window(
+        self, train: Sequence[Mapping[str, Any]], tests: Mapping[int, Sequence[Mapping[str, Any]]]
+    ) -> standard_artifacts.Examples:
+        """Examples of a window of spans: each gives rows to the split `test`."""
+        artifact = self.examples({"train": train, "eval": train, "test": []})
+        folder = Path(artifact.uri) / "Split-test"
+        for span, rows in tests.items():
+            path = str(folder / f"{prefix_of(span, 'test')}data_tfrecord-00000-00000.gz")
+            with tf.io.TFRecordWriter(path, "GZIP") as writer:
+                for row in rows:
+                    writer.write(record(row))
+        return artifact
+
     def evaluate(
         self, examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False,
-        export=None,
+        export=None, guard=False,
     ) -> SimpleNamespace:  # fmt: skip
         """Runs the evaluator's executor: both reports, the blessing and its files, the folder."""
         from components.evaluation.executor import Executor
@@ -100,6 +114,7 @@ class Workshop:
             "evaluation": evaluation.model_dump(mode="json"),
             "slices": list(slices),
             "pairs": pairs,
+            "guard": guard,
         } | ({"export": export.model_dump(mode="json")} if export else {})
         context = Executor.Context(
             # An image, though none is used: else TFX builds a source package of itself for workers, for seconds.

@@ -243,6 +243,60 @@ def assert_figures_of_masks(metrics, truth, decided, names):
     assert [metrics["per_label"][name]["f1"] for name in names] == pytest.approx(f1.tolist(), abs=1e-8)
 
 
+@pytest.fixture(scope="module")
+def window(workshop):
+    """Spans 2, 9, 10 and 11: the model is wrong on all of span 2 (10 rows) and on half of span 9 (40 rows)."""
+    names = ("A", "B", "C")
+    tests, answers = {}, {}
+    for span, rows in ((2, 10), (9, 40), (10, 40), (11, 40)):
+        tests[span] = [
+            {"text": f"{span} {i}", "label": "C" if span == 11 and i < 5 else "AB"[i % 2]} for i in range(rows)
+        ]
+        for i, row in enumerate(tests[span]):
+            right = not (span == 2 or (span == 9 and i < 20))
+            decided = row["label"] if right else "B" if row["label"] == "A" else "A"
+            answers[row["text"]] = [0.8 if name == decided else 0.1 for name in names]
+    truth = {row["text"]: [0.8 if name == row["label"] else 0.1 for name in names] for r in tests.values() for row in r}
+    examples = workshop.window([{"text": f"word{i % 3}", "label": names[i % 3]} for i in range(9)], tests)
+    model, blessed = workshop.model(answers, names), workshop.model(truth, names)
+    gates = (
+        Gate(metric="accuracy", min=0.6, min_gain_over_blessed=-0.4, min_gain_over_baseline=-1.0),
+        Gate(label="C", measure="recall", min=1.0),
+    )
+    config = EvaluationConfig(gates=gates, bootstrap_samples=0, paired_samples=10, min_span_rows=20)
+    return lambda guard: workshop.evaluate(examples, model, "multiclass", names, config, blessed=blessed, guard=guard)
+
+
+def test_gates_hold_on_the_old_spans_too_where_they_are_guarded(window):
+    result = window(True)
+    assert result.files == ["NOT_BLESSED"]
+    found = {gate["gate"]: (round(gate["value"], 3), gate["passed"]) for gate in result.gates["gates"]}
+    bounds = ("accuracy >= 0.6", "accuracy >= baseline - 1", "accuracy >= blessed - 0.4")
+    assert found == {
+        **dict.fromkeys(bounds, (0.769, True)),
+        "recall of C >= 1": (1.0, True),  # there is none in the old spans, where it is not judged
+        **{f"{bound} on the old spans": (0.667, True) for bound in bounds},
+        "accuracy >= 0.6 on span 9": (0.5, False),
+        "accuracy >= baseline - 1 on span 9": (0.5, True),
+        "accuracy >= blessed - 0.4 on span 9": (0.5, False),
+        **{f"{bound} on span 10": (1.0, True) for bound in bounds},
+    }
+    message = result.blessing.get_string_custom_property("blessing_message")
+    assert message.startswith("on span 9, accuracy 0.500 is below its bound 0.600; on span 9, accuracy 0.500 is below")
+
+
+def test_figures_of_every_span_of_a_window_are_reported(window):
+    result = window(False)
+    assert result.files == ["BLESSED"]
+    assert len(result.gates["gates"]) == 4
+    slices = {part["slice"]: part for part in result.metrics["slices"] if part["slice"].startswith("span=")}
+    found = {name: (part["examples"], round(part["metrics"]["accuracy"]["value"], 3)) for name, part in slices.items()}
+    assert list(found.items()) == [
+        ("span=old", (90, 0.667)), ("span=2", (10, 0.0)), ("span=9", (40, 0.5)), ("span=10", (40, 1.0)),
+        ("span=11", (40, 1.0)),
+    ]  # fmt: skip
+
+
 def test_no_text_is_in_the_error_or_the_log_when_an_example_cannot_be_read(workshop, multiclass, caplog, capfd):
     secret = "Mrs Secret of Nowhere Street"
     row = {"text": "Mr Secret", "label": "A"}

@@ -161,7 +161,7 @@ def test_shipped_data_comes_out_as_csv_reads_it_in_the_same_order(sections):
         assert sections.examples(split) == expected
 
 
-def test_artifact_is_a_standard_examples_artifact_and_holds_nothing_else(sections):
+def test_artifact_is_a_standard_examples_artifact_with_a_report_and_hashes(sections):
     assert artifact_utils.decode_split_names(sections.artifact.split_names) == ["train", "eval", "test"]
     assert sections.artifact.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
     assert sections.artifact.get_string_custom_property("file_format") == "tfrecords_gzip"
@@ -169,6 +169,7 @@ def test_artifact_is_a_standard_examples_artifact_and_holds_nothing_else(section
         "Split-eval",
         "Split-test",
         "Split-train",
+        "hashes",
         "ingest_report.json",
     ]
     assert list(sections.shards()) == [

@@ -1,6 +1,9 @@
+from collections import Counter
+
 import pytest
 
-from components.examples.merge import Roles, merge, place
+from components.examples.leaks import Leak
+from components.examples.merge import Dropped, Roles, merge, place, prefix_of, span_of
 
 TEST, EVAL = Roles("test"), Roles("eval")
 NEWEST, UNGUARDED = Roles("test", evaluate_newest=True), Roles("test", evaluate_newest=True, guard=False)
@@ -42,8 +45,7 @@ def report(span: int, train: int, test: int, bad: int = 0) -> dict:
     return {
         "span": span, "version": None, "rows": train + test, "splits": {"train": split(train), "test": split(test)},
         "bad": {"rows": bad, "share": 0.0, "reasons": {"empty text": bad} if bad else {}},
-        "leaked": [{"splits": ["train", "test"], "texts": 1, "rows": {"train": 1, "test": 1}}] if span == 2 else [],
-        "dropped": {"train": 1}, "files": [{"file": f"span-{span}/train.csv", "split": "train", "sha256": "x"}],
+        "leaked": [], "dropped": {}, "files": [{"file": f"span-{span}/train.csv", "split": "train", "sha256": "x"}],
     }  # fmt: skip
 
 
@@ -56,8 +58,7 @@ def test_reports_of_a_window_add_up() -> None:
         "test": {"rows": 9, "labels": {"yes": 7}, "without_label": 2},
     }
     assert found["bad"] == {"rows": 1, "share": 1 / 40, "reasons": {"empty text": 1}}
-    assert found["dropped"] == {"train": 2}
-    assert [leak["span"] for leak in found["leaked"]] == [2]
+    assert (found["leaked"], found["dropped"]) == ([], {})
     assert [(file["span"], file["file"]) for file in found["files"]] == [
         (2, "span-2/train.csv"),
         (3, "span-3/train.csv"),
@@ -75,3 +76,17 @@ def test_newest_span_as_evaluation_data_leaves_none_of_it_to_learn_from() -> Non
 def test_old_spans_that_are_only_evaluated_on_guard_against_forgetting() -> None:
     found = merge([report(1, 50, 7), report(2, 10, 4), report(3, 20, 5)], LEARN_ONE)
     assert {name: split["rows"] for name, split in found["splits"].items()} == {"test": 16, "train": 20}
+
+
+def test_rows_that_the_window_dropped_are_counted_no_longer() -> None:
+    leak = Leak(("train", "test"), 1, (3, 1))
+    found = merge([report(2, 10, 4), report(3, 20, 5)], TEST, [leak], Dropped(3, Counter({"yes": 2, "": 1})))
+    assert found["splits"]["train"] == {"rows": 27, "labels": {"yes": 26}, "without_label": 1}
+    assert found["splits"]["test"] == {"rows": 9, "labels": {"yes": 7}, "without_label": 2}
+    assert (found["rows"], found["dropped"]) == (39, {"train": 3})
+    assert found["leaked"] == [{"splits": ["train", "test"], "texts": 1, "rows": {"train": 3, "test": 1}}]
+
+
+def test_files_of_a_window_name_their_span() -> None:
+    assert span_of(f"/x/Split-test/{prefix_of(20261101, 'test')}data_tfrecord-00000-00000.gz") == 20261101
+    assert span_of("/span-3-x/Split-test/data_tfrecord-00000-00000.gz") is None

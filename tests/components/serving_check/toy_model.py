@@ -17,7 +17,7 @@ class ToyModel(tf.Module):
       pairs: whether `text_pair` is an input.
       multilabel: sigmoid and a mask instead of softmax and a name.
       fault: "" or what is wrong with the export: "differs", "examples_differ", "breaks_on_bytes" (fails on text that
-        is no UTF-8), "nan_when_empty".
+        is no UTF-8), "nan_when_empty", "slow" (some tenths of a second an answer).
       seed: of the matrix.
     """
 
@@ -41,6 +41,10 @@ class ToyModel(tf.Module):
         total = tf.reduce_sum(counts, axis=1, keepdims=True)
         shares = tf.math.divide_no_nan(counts, total) if self.fault != "nan_when_empty" else counts / total
         logits = shares @ self.weights
+        if self.fault == "slow":
+            start = tf.eye(512) + 0.0 * tf.reduce_sum(logits)  # of the input, or it would be computed once and for all
+            turned = tf.while_loop(lambda i, _: i < 300, lambda i, m: (i + 1, m @ start), (0, start))[1]
+            logits += 0.0 * tf.reduce_sum(turned)
         return tf.sigmoid(logits) if self.multilabel else tf.nn.softmax(logits)
 
     def outputs(self, texts, pairs=None, scale: float = 1.0) -> dict[str, tf.Tensor]:

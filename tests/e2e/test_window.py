@@ -1,0 +1,61 @@
+"""Two spans, one after the other: the second run starts from the first one's model, and must not forget."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+OVERRIDES = (
+    'data.splits={ train = "span-{SPAN}/train.csv", eval = "span-{SPAN}/dev.csv", test = "span-{SPAN}/test.csv" }',
+    "data.drop_leaked=true", "window.last=2", "window.warm_start=true", "evaluation.min_span_rows=50",
+)  # fmt: skip
+
+
+def make_spans(rows: Path) -> None:
+    """Two spans of the project's rows; the test split of the second has a text of the first one's train."""
+    parts = {}
+    for split in ("train", "dev", "test"):
+        with (rows / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            parts[split] = list(csv.DictReader(file))
+    for span in (1, 2):
+        (rows / f"span-{span}").mkdir()
+        for split, content in parts.items():
+            half = content[: len(content) // 2] if span == 1 else content[len(content) // 2 :]
+            if (span, split) == (2, "test"):
+                half.append(parts["train"][0])
+            with (rows / f"span-{span}" / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(content[0]))
+                writer.writeheader()
+                writer.writerows(half)
+
+
+def test_second_span_goes_on_from_the_live_model_and_the_gates_hold_on_the_first(project) -> None:
+    make_spans(project.folder / "rows")
+    first = project.run(*OVERRIDES, "window.until=1")
+    assert first.status == 0, first.stderr
+    assert not [gate["gate"] for gate in first.json["gates"] if " on " in gate["gate"]]
+    assert first.json["data"]["dropped"] == {}
+
+    second = project.run(*OVERRIDES, "window.until=2")
+    assert second.status == 0, second.stderr
+    assert [entry["span"] for entry in second.json["data"]["spans"]] == [1, 2]
+    assert second.json["data"]["leaked"] == [{"splits": ["train", "test"], "texts": 1, "rows": {"train": 1, "test": 1}}]
+    assert second.json["data"]["dropped"] == {"train": 1}
+    bounds = ("accuracy >= 0.3", "macro_f1 >= blessed - 0.5")
+    expected = [f"{bound}{where}" for where in ("", " on the old spans", " on span 1") for bound in bounds]
+    assert [gate["gate"] for gate in second.json["gates"]] == expected
+    lineage = json.loads(
+        (project.serving_dir / str(second.json["version"]) / "assets.extra" / "lineage.json").read_text()
+    )
+    assert lineage["training"]["warm_start"] is not None
+
+    gates = (
+        "evaluation.gates=[{ metric = 'accuracy', min = 0.3 }, { metric = 'accuracy', min_gain_over_blessed = 0.9 }]"
+    )
+    refused = project.run(*OVERRIDES, "window.until=2", gates)
+    assert refused.status == 3
+    assert [gate["gate"] for gate in refused.json["gates"] if not gate["passed"]] == [
+        f"accuracy >= blessed + 0.9{where}" for where in ("", " on the old spans", " on span 1")
+    ]
