@@ -1,4 +1,4 @@
-"""A month in an hour: real runs on a tiny model under a simulated clock, twice, the second time with kills.
+"""A month in an hour: real runs on a tiny model under a simulated clock, twice at the same time, once with kills.
 
     make soak                                     30 days, 20 kills
     make soak ARGS="--days 6 --kills 4"           shorter
@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ kind = "multi_width"
 widths = [2, 3]
 filters = [32]
 [training]
-epochs = 4
+epochs = 8
 learning_rate = @RATE@
-patience = 4
+patience = 8
 [validation]
 min_label_count = 0
 label_drift = 0.08
@@ -150,11 +151,11 @@ class Month:
     folder: Path
     plan: Plan
     documents: int
-    kills: list[tuple[int, float]] = field(default_factory=list)  # day, and seconds into it
+    kills: list[tuple[int, float]] = field(default_factory=list)  # day, and the moment as a share of a run's time
     requests: int = 0
     failures: list[str] = field(default_factory=list)
     kills_done: int = 0
-    took: dict[int, float] = field(default_factory=dict)  # seconds by day
+    pace: float = 40.0  # seconds that the latest run took which was not cut short
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -228,7 +229,7 @@ class Month:
 
     def wait_for(self, expected: int, schedule: _Schedule, day: int) -> None:
         began = time.monotonic()
-        due = [delay for on, delay in self.kills if on == day]
+        due = [share * self.pace for on, share in self.kills if on == day]
         while (settled := self.settled()) < expected:
             elapsed = time.monotonic() - began
             if elapsed > 3600:
@@ -237,23 +238,23 @@ class Month:
                 due.pop(0)
                 schedule.kill()
                 self.kills_done += 1
-            self.now += dt.timedelta(seconds=1)  # so that a pause before another attempt passes
+            self.now += dt.timedelta(seconds=2)  # so that a pause before another attempt passes
             self.set_clock()
-            time.sleep(0.1)
+            time.sleep(0.2)
         for _ in due:  # the day ended before its moment had come
             schedule.kill()
             self.kills_done += 1
         self.kills = [kill for kill in self.kills if kill[0] != day]
         took = time.monotonic() - began
-        self.took[day] = self.took.get(day, 0.0) + took
-        print(f"  day {day:>2}: {self.last()}  {took:5.1f} s", flush=True)
+        run = self.runs()[-1]
+        if run.status == "pushed":
+            self.pace = took
+        cause = " ".join(((run.result or {}).get("cause") or "").split())[:90]
+        line = f"{self.folder.name:<5} day {day:>2} {took:6.1f} s  span {run.newest:>2} {run.status:<8} {cause}"
+        print(line.rstrip(), flush=True)
 
     def settled(self) -> int:
         return sum(run.ended_at is not None for run in self.runs())
-
-    def last(self) -> str:
-        run = self.runs()[-1]
-        return f"{run.status:<11} {(run.result or {}).get('cause') or ''}"[:100]
 
     def runs(self) -> list[Any]:
         if not (self.config.root / FILE).exists():
@@ -365,7 +366,7 @@ class _Served:
                         month.failures.append("the model server did not start; see server.log")
                         return
                     time.sleep(0.2)
-                while not self._stop.wait(0.05):
+                while not self._stop.wait(0.1):
                     month.requests += 1
                     try:
                         client.predict(texts)
@@ -399,12 +400,11 @@ def soak(folder: Path, days: int, kills: int, seed: int, documents: int = 40) ->
             assert runs.stdout is not None
             if runs.stdout.readline() != "ready\n":
                 return [f"TFX could not be imported; see {folder / 'runs.log'}"]
-            print(f"a month of {days} days without a disturbance", flush=True)
-            calm = Month(folder / "calm", plan, documents)
-            calm.live(address)
-            print(f"the same month with {kills} kills", flush=True)
-            rough = Month(folder / "rough", plan, documents, [(day, share * calm.took[day]) for day, share in moments])
-            rough.live(address)
+            print(f"a month of {days} days, calm without a disturbance and rough with {kills} kills", flush=True)
+            calm, rough = Month(folder / "calm", plan, documents), Month(folder / "rough", plan, documents, moments)
+            with ThreadPoolExecutor(2) as pool:
+                for lived in [pool.submit(month.live, address) for month in (calm, rough)]:
+                    lived.result()
         finally:
             runs.terminate()
     return compare(calm, rough, kills)
