@@ -168,8 +168,8 @@ def test_predictions_are_kept_without_texts(multiclass):
     (file,) = multiclass.result.folder.glob("predictions-*.parquet")
     table = pq.read_table(file)
     assert table.column_names == [
-        "row", "truth", "slices", "candidate.probabilities", "candidate.decision", "baseline.probabilities",
-        "baseline.decision",
+        "row", "truncated", "truth", "slices", "candidate.probabilities", "candidate.decision",
+        "baseline.probabilities", "baseline.decision",
     ]  # fmt: skip
     assert table.num_rows == 90
     found = {tuple(np.float32(p)) for p in table["candidate.probabilities"].to_pylist()}
