@@ -13,7 +13,7 @@ from components.classifier.model import TextClassifier, probabilities
 from components.config import ExportConfig, Task
 from components.encoder.packing import Batch
 from components.errors import ExportError
-from components.export.classifier import lower
+from components.export.classifier import served
 from components.export.portable import check_answers, made_up_texts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LowPrecision:
 
     def __init__(self, model: TextClassifier, config: ExportConfig, train: Examples) -> None:
         self._config = config
-        self.classifier, self._exact = lower(model, config.precision, _calibration(train, config.calibration_texts))
+        self.classifier, self._exact = served(model, config.precision, _calibration(train, config.calibration_texts))
 
     def check_elsewhere(self, path: str, vocab_file: str, pairs: bool) -> None:
         """Asks the export in processes that may die of it, as CPUs with fewer instructions would be asked.

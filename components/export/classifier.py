@@ -1,10 +1,10 @@
-"""A trained classifier with its encoder in another precision, ready for the export."""
+"""A trained classifier as it is exported, its encoder in a given precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
+import keras
 import tensorflow as tf
 from keras import ops
 
@@ -12,22 +12,29 @@ from components.classifier.model import TextClassifier
 from components.config import Precision
 from components.encoder.packing import Batch
 from components.export.bfloat16 import Bfloat16
-from components.export.encoder import Arithmetic, EncoderFunction, dense_layers
+from components.export.encoder import Arithmetic, EncoderFunction, Float32, dense_layers
 from components.export.int8 import Int8, Simulated, calibrate
 
 
-class LowPrecisionClassifier:
-    """The head and output layer of a classifier, float32 variables, over an encoder of constants.
+class ServedClassifier:
+    """A trained classifier as it is exported: its head and output layer over an `EncoderFunction`.
 
     It answers calls as the `TextClassifier` that it was made of, and has what the export asks of one.
+
+    Attributes:
+      variables: tf.Variables; with an encoder in float32 those of the `TextClassifier`, in its order, by which a warm
+        start reads them.
     """
 
     def __init__(self, model: TextClassifier, arithmetic: Arithmetic) -> None:
         self._encode = EncoderFunction(model.encoder, arithmetic)
         self.windows = model.windows
         self.head, self.hidden, self.output_dense = model.head, model.hidden, model.output_dense
-        layers = [layer for layer in (self.head, self.hidden, self.output_dense) if layer is not None]
-        self.variables = [variable for layer in layers for variable in layer.variables]
+        variables = model.variables
+        if not isinstance(arithmetic, Float32):
+            layers = [layer for layer in (self.head, self.hidden, self.output_dense) if layer is not None]
+            variables = [variable for layer in layers for variable in layer.variables] + self._encode.variables
+        self.variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
 
     def __call__(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch, outputs]."""
@@ -38,14 +45,13 @@ class LowPrecisionClassifier:
         return self.output_dense(ops.cast(x, "float32"))
 
 
-def lower(
-    model: TextClassifier, precision: Precision, calibration: Iterable[Batch]
-) -> tuple[Any, Callable[..., Any] | None]:
+def served(
+    model: TextClassifier, precision: Precision = "float32", calibration: Iterable[Batch] = ()
+) -> tuple[ServedClassifier, ServedClassifier | None]:
     """The classifier in a precision.
 
     Args:
       model: trained, computing in float32.
-      precision: "float32" gives `model` itself.
       calibration: packed batches of training texts; int8 takes its ranges from them.
 
     Returns:
@@ -53,12 +59,11 @@ def lower(
       weights with exact products), else None.
     """
     if precision == "float32":
-        return model, None
+        return ServedClassifier(model, Float32(model.encoder)), None
     layers = dense_layers(model.encoder)
     if precision == "bfloat16":
-        return LowPrecisionClassifier(model, Bfloat16(layers)), None
+        return ServedClassifier(model, Bfloat16(layers)), None
     if model.windows is not None:
         calibration = (model.windows.split(batch) for batch in calibration)
     ranges = calibrate(model.encoder, layers, calibration)
-    simulated = LowPrecisionClassifier(model, Simulated(layers, ranges))
-    return LowPrecisionClassifier(model, Int8(layers, ranges)), simulated
+    return ServedClassifier(model, Int8(layers, ranges)), ServedClassifier(model, Simulated(layers, ranges))

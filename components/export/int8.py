@@ -24,7 +24,7 @@ from tensorflow.core.framework import attr_value_pb2
 
 from components.encoder.bert import BertEncoder
 from components.encoder.packing import Batch
-from components.export.encoder import Dense, EncoderFunction
+from components.export.encoder import Arithmetic, Dense, EncoderFunction
 
 _GREATEST_WEIGHT = 64
 _GREATEST_ROW = 255
@@ -37,12 +37,12 @@ Ranges = Mapping[str, tuple[float, float]]
 class _Quantised(NamedTuple):
     low: float
     high: float
-    weights: np.ndarray  # int8 [in, out]
+    weights: tf.Variable  # int8 [in, out]
     scale: np.ndarray  # float32 [out]; weights * scale is the kernel, nearly
     bias: np.ndarray  # float32 [out], the constant of the lower end in it
 
 
-class Int8:
+class Int8(Arithmetic):
     """Quantised dense layers.
 
     Args:
@@ -52,14 +52,15 @@ class Int8:
 
     def __init__(self, layers: Mapping[str, Dense], ranges: Ranges) -> None:
         self._layers = {name: _quantised(layer, *ranges[name]) for name, layer in layers.items()}
+        self.variables = [layer.weights for layer in self._layers.values()]
 
     def dense(self, name: str, x: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
         """float32 [tokens, out]."""
-        layer = self._layers[name]
-        rows = tf.raw_ops.QuantizeV2(
-            input=x, min_range=layer.low, max_range=layer.high, T=tf.quint8, mode="MIN_COMBINED"
-        ).output
-        return _product(rows, layer, residual)
+        return _product(x, self._layers[name], residual=residual)
+
+    def dense_gelu(self, name: str, x: tf.Tensor) -> tf.Tensor:
+        """float32 [tokens, out]."""
+        return _product(x, self._layers[name], gelu=True)
 
 
 class Simulated(Int8):
@@ -72,6 +73,8 @@ class Simulated(Int8):
         rows = tf.floor((tf.clip_by_value(x, layer.low, layer.high) - layer.low) / step + 0.5)
         y = tf.matmul(rows, tf.cast(layer.weights, tf.float32)) * (layer.scale * np.float32(step)) + layer.bias
         return y if residual is None else y + residual
+
+    dense_gelu = Arithmetic.dense_gelu
 
 
 def calibrate(encoder: BertEncoder, layers: Mapping[str, Dense], batches: Iterable[Batch]) -> Ranges:
@@ -89,10 +92,11 @@ def calibrate(encoder: BertEncoder, layers: Mapping[str, Dense], batches: Iterab
     return recorder.ranges
 
 
-class _Recorder:
+class _Recorder(Arithmetic):
     def __init__(self, layers: Mapping[str, Dense]) -> None:
         self._layers = layers
         self.ranges: dict[str, tuple[float, float]] = {}
+        self.variables = []
 
     def dense(self, name: str, x: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
         low, high = self.ranges.get(name, (0.0, 0.0))
@@ -108,13 +112,19 @@ def _quantised(layer: Dense, low: float, high: float) -> _Quantised:
     scale = (np.where(greatest > 0, greatest, 1.0) / _GREATEST_WEIGHT).astype(np.float32)
     weights = np.rint(layer.kernel / scale).astype(np.int8)
     bias = layer.bias + low * scale * weights.sum(axis=0, dtype=np.int64)
-    return _Quantised(low, high, weights, scale, bias.astype(np.float32))
+    return _Quantised(low, high, tf.Variable(weights, trainable=False), scale, bias.astype(np.float32))
 
 
-def _product(rows: tf.Tensor, layer: _Quantised, residual: tf.Tensor | None) -> tf.Tensor:
-    """`_QuantizedMatMul`, which has no Python function; another type of `rows` than quint8 ends the process."""
-    fused = ["BiasAdd", "Dequantize"] if residual is None else ["BiasAdd", "Add", "Dequantize"]
-    devices = [rows, tf.bitcast(tf.constant(layer.weights), tf.qint8), tf.constant(layer.bias)]
+def _product(x: tf.Tensor, layer: _Quantised, residual: tf.Tensor | None = None, gelu: bool = False) -> tf.Tensor:
+    """`_QuantizedMatMul`, which has no Python function; another type of its rows than quint8 ends the process.
+
+    It is told that the weights never change, and keeps them in oneDNN's own layout from its first call on.
+    """
+    rows = tf.raw_ops.QuantizeV2(
+        input=x, min_range=layer.low, max_range=layer.high, T=tf.quint8, mode="MIN_COMBINED"
+    ).output
+    fused = ["BiasAdd", *(["Add"] if residual is not None else []), *(["GeluExact"] if gelu else []), "Dequantize"]
+    devices = [rows, tf.bitcast(tf.convert_to_tensor(layer.weights), tf.qint8), tf.constant(layer.bias)]
     if residual is not None:
         devices.append(residual)
     # The kernel takes the greatest value of a range for 255 and 127: these give the steps meant.

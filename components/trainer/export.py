@@ -1,11 +1,10 @@
 """The SavedModel: raw strings in, probabilities, class names and decisions out.
 
 It holds the graph that Transform made, reduced to what tokenising needs, and the classifier, as standard
-TensorFlow and TF Text ops and float32 variables (an encoder of low precision: constants); loading it needs neither
-Keras nor this project.
+TensorFlow and TF Text ops and variables; loading it needs neither Keras nor this project.
 
-Texts of very different lengths in one request are sorted and answered in chunks of a bounded number of padded
-tokens: one long text among a thousand short ones costs no more memory than alone.
+Texts are answered in the order of their length, so that those of like length are computed together, and in chunks of a
+bounded number of padded tokens: one long text among a thousand short ones costs no more memory than alone.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import tensorflow as tf
 # The ops of the Transform graph register when this is imported.
 import tensorflow_text  # noqa: F401
 
-from components.classifier.model import TextClassifier, probabilities
+from components.classifier.model import probabilities
 from components.config import Task
-from components.export.classifier import LowPrecisionClassifier
+from components.export.classifier import ServedClassifier
 from components.trainer.steps import batch_spec
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -84,7 +83,7 @@ def _needed_by(graph_def: tf.compat.v1.GraphDef, outputs: Sequence[str]) -> tf.c
 
 def export(
     path: str,
-    model: TextClassifier | LowPrecisionClassifier,
+    model: ServedClassifier,
     transform: TransformGraph,
     raw_spec: Mapping[str, Any],
     task: Task,
@@ -96,7 +95,7 @@ def export(
 
     Args:
       path: the folder to write.
-      model: the trained classifier, computing in float32 or made lower (`components.export`).
+      model: the trained classifier (`components.export.classifier.served`).
       transform: the Transform graph.
       raw_spec: of raw examples (`TFTransformOutput.raw_feature_spec()`).
       task, labels: of the configuration.
@@ -171,7 +170,7 @@ def export(
 
     module = tf.Module(name="biobert_cnn")
     # The variables alone: a Keras object would be saved with everything it knows.
-    module.weights = [variable.value for variable in model.variables]
+    module.weights = model.variables
     functions = (serving_default, serialized_examples, classify, tokens, transform_features)
     signatures = {function.__name__: function.get_concrete_function() for function in functions}
     tf.saved_model.save(module, path, signatures=signatures)
@@ -189,7 +188,7 @@ def _raw_feature(spec: Any, strings: tf.Tensor) -> Any:
     return tf.reshape(strings, [-1, *spec.shape])
 
 
-def _chunked(model: TextClassifier | LowPrecisionClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
+def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
     """A function from ragged ids to probabilities [batch, labels], in memory bounded by `_CHUNK_TOKENS`."""
     fixed = model.head.max_length if model.head.config.kind == "flatten" else 1
 
@@ -219,8 +218,7 @@ def _chunked(model: TextClassifier | LowPrecisionClassifier, task: Task, pairs: 
 
     def predict(ragged: dict[str, tf.RaggedTensor]) -> tf.Tensor:
         lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), fixed)
-        area = tf.cast(tf.reduce_max(tf.concat([[0], lengths], 0)), tf.int64) * tf.size(lengths, tf.int64)
-        found = tf.cond(area <= _CHUNK_TOKENS, lambda: classify(packed(ragged)), lambda: in_chunks(ragged, lengths))
+        found = tf.cond(tf.size(lengths) < 2, lambda: classify(packed(ragged)), lambda: in_chunks(ragged, lengths))
         labels = max(2, model.output_dense.units) if task != "multilabel" else model.output_dense.units
         return tf.ensure_shape(found, [None, labels])
 

@@ -13,6 +13,7 @@ import tensorflow_transform as tft
 
 from components.config import ExportConfig, TrainingConfig
 from components.export.admission import LowPrecision
+from components.export.classifier import served
 from components.export.paths import float32_dir
 from components.export.portable import check_ops
 from components.trainer import state
@@ -94,11 +95,11 @@ def run_fn(fn_args: Any) -> None:
     if "export" in config:
         low = LowPrecision(model, ExportConfig.model_validate(config["export"]), train)
         export(fn_args.serving_model_dir, low.classifier, *contract)
-        export(float32_dir(fn_args.serving_model_dir), model, *contract)
+        export(float32_dir(fn_args.serving_model_dir), served(model)[0], *contract)
         low.check_elsewhere(fn_args.serving_model_dir, config["vocab_file"], pairs)
         check |= low.check(evaluation, check["keys"], task)
     else:
-        export(fn_args.serving_model_dir, model, *contract)
+        export(fn_args.serving_model_dir, served(model)[0], *contract)
     check_ops(fn_args.serving_model_dir)
     _write_json(fn_args.model_run_dir, "check.json", check)
     wait_for_all(strategy)

@@ -67,7 +67,7 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     from components.classifier.model import build_classifier
     from components.config import HeadConfig
     from components.encoder.config import BertGeometry
-    from components.export.classifier import lower
+    from components.export.classifier import served
     from components.trainer.export import export
     from components.transform.wordpiece import WordPiece
 
@@ -81,7 +81,7 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     calibration = [{"ids": encoded.values.numpy(), "row_lengths": encoded.row_lengths().numpy().astype(np.int32)}]
     transform, spec = transform_graph(folder, vocab)
     for precision in precisions:
-        lowered, _ = lower(model, PRECISIONS[precision], calibration)
+        lowered, _ = served(model, PRECISIONS[precision], calibration)
         export(str(folder / precision), lowered, transform, spec, "multiclass", LABELS, pairs=False)
     (folder / "vocab.txt").write_bytes(vocab.read_bytes())
     config = {name: getattr(geometry, name) for name in geometry.__dataclass_fields__}

@@ -39,6 +39,7 @@ def export_random_model(path: Path, geometry: str = "default", pairs: bool = Fal
     from components.classifier.model import build_classifier
     from components.config import EncoderConfig, HeadConfig
     from components.encoder.config import read_geometry
+    from components.export.classifier import served
     from components.trainer.export import TransformGraph, export
     from components.transform.preprocessing import preprocessing_fn
 
@@ -66,7 +67,7 @@ def export_random_model(path: Path, geometry: str = "default", pairs: bool = Fal
             read_geometry(data / "config.json", overrides, size), head, "multiclass", len(LABELS), pairs, MAX_LENGTH
         )
         transform = tft.TFTransformOutput(folder).transform_savedmodel_dir
-        export(str(path), model, TransformGraph(transform), spec, "multiclass", LABELS, pairs)
+        export(str(path), served(model)[0], TransformGraph(transform), spec, "multiclass", LABELS, pairs)
     return path
 
 

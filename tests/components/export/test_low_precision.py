@@ -7,8 +7,8 @@ import tensorflow as tf
 from components.classifier.model import build_classifier
 from components.config import HeadConfig
 from components.encoder.config import BertGeometry
-from components.export.classifier import lower
-from components.export.encoder import Dense, EncoderFunction, dense_layers
+from components.export.classifier import served
+from components.export.encoder import Dense, EncoderFunction, dense_layers, named_layers
 from components.export.int8 import Int8, Simulated, calibrate
 
 RNG = np.random.default_rng(3)
@@ -55,7 +55,7 @@ def calibration():
 def test_logits_are_near_those_of_float32(tiny, calibration, precision, difference):
     batch = packed(texts_of(TINY, LENGTHS), pairs=True)
     expected = tiny(batch).numpy()
-    found = compiled(lower(tiny, precision, calibration)[0], pairs=True)(batch).numpy()
+    found = compiled(served(tiny, precision, calibration)[0], pairs=True)(batch).numpy()
     greatest = np.abs(expected).max()
     assert greatest > 0.5
     assert 0 < np.abs(found - expected).max() < difference * greatest
@@ -63,7 +63,7 @@ def test_logits_are_near_those_of_float32(tiny, calibration, precision, differen
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_an_answer_does_not_depend_on_the_texts_beside_it(tiny, calibration, precision):
-    answer = compiled(lower(tiny, precision, calibration)[0], pairs=True)
+    answer = compiled(served(tiny, precision, calibration)[0], pairs=True)
     texts = texts_of(TINY, LENGTHS)
     together = answer(packed(texts, pairs=True)).numpy()
     alone = np.concatenate([answer(packed([text], pairs=True)) for text in texts])
@@ -72,16 +72,23 @@ def test_an_answer_does_not_depend_on_the_texts_beside_it(tiny, calibration, pre
     assert answer(packed([], pairs=True)).shape == (0, 3)
 
 
-def test_float32_is_the_model_itself(tiny, calibration):
-    assert lower(tiny, "float32", calibration) == (tiny, None)
+def test_float32_is_the_models_own_function_of_its_own_variables(tiny, calibration):
+    exact, reference = served(tiny, "float32", calibration)
+    assert reference is None
+    assert [id(variable) for variable in exact.variables] == [id(variable.value) for variable in tiny.variables]
+    answer = compiled(exact, pairs=True)
+    for lengths in (LENGTHS, (17,), (2,), tuple(sorted(LENGTHS * 2)), ()):
+        batch = packed(texts_of(TINY, lengths), pairs=True)
+        np.testing.assert_allclose(answer(batch), tiny(batch), rtol=0, atol=1e-5)
 
 
-def test_only_the_head_is_left_as_variables(tiny, calibration):
-    low, _ = lower(tiny, "int8", calibration)
-    encoder = {id(variable) for variable in tiny.encoder.variables}
-    rest = [variable for variable in tiny.trainable_variables if id(variable) not in encoder]
-    assert len(rest) == 8
-    assert [id(variable) for variable in low.variables] == [id(variable) for variable in rest]
+def test_no_variable_of_the_encoder_is_exported_in_two_precisions(tiny, calibration):
+    for precision, dtypes in (("bfloat16", {"bfloat16", "float32"}), ("int8", {"bfloat16", "float32", "int8"})):
+        low, _ = served(tiny, precision, calibration)
+        assert {variable.dtype.name for variable in low.variables} == dtypes
+        dense = {id(layer.kernel.value) for layer in named_layers(tiny.encoder).values()}
+        assert not dense & {id(variable) for variable in low.variables}
+        assert len({id(variable) for variable in low.variables}) == len(low.variables)
 
 
 def test_a_product_of_the_greatest_values_is_exact_on_a_cpu_whose_sums_of_two_saturate():
@@ -125,7 +132,7 @@ def test_a_layer_of_berts_size_keeps_its_direction_in_both_precisions():
         ("bfloat16", None, 0.9999, 0.06),
         ("int8", Int8(layers, ranges), 0.999, 0.2),
     ):
-        low = lower(model, precision, batches)[0] if arithmetic is None else None
+        low = served(model, precision, batches)[0] if arithmetic is None else None
         function = low._encode if low else EncoderFunction(encoder, arithmetic)
         found = compiled(function)(batch).numpy()
         norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)

@@ -10,8 +10,9 @@ told of one (`PIP_FIND_LINKS`), saves 3 GB of libraries for GPUs.
 Texts: the first sentences of the shipped test.csv, each alone and as pairs of neighbours, and hostile strings, in ids
 of transformers' tokeniser. Weights: the pretrained MiniLM of `deploy/bootstrap/minilm.sh`, and a BERT-base of
 `random_tensors(SEED)`, with a vocabulary of VOCABULARY only, for the size of the table changes nothing.
-The files hold: `ids`, `segments`, `lengths` (int32, texts end to end), `hidden` (float32 [tokens, hidden]; float32
-arithmetic, no padding: one text at a time), `weights` (sha256), `config` and `versions` (JSON).
+The files hold: `ids`, `segments`, `lengths` (int32, texts end to end), `hidden` (float32 [tokens, hidden]; computed in
+float64, no padding: one text at a time), `weights` (sha256), `config` and `versions` (JSON). In float64, so that what
+is held against it is the error of one side: PyTorch's own in float32 depends on the CPU, too, and is printed.
 """
 
 from __future__ import annotations
@@ -94,17 +95,21 @@ def run_bert(model, texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, n
     import transformers
 
     model.eval()
-    hidden = []
+    hidden: dict[str, list[np.ndarray]] = {"float32": [], "float64": []}
     with torch.no_grad():
-        for ids, segments in texts:
-            tensors = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([segments])}
-            hidden.append(model(**tensors).last_hidden_state[0].numpy())
+        for dtype, found in hidden.items():
+            model.to(getattr(torch, dtype))
+            for ids, segments in texts:
+                tensors = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([segments])}
+                found.append(model(**tensors).last_hidden_state[0].numpy())
+    single, double = (np.concatenate(found) for found in hidden.values())
+    print(f"PyTorch in float32 differs from float64 by at most {np.abs(single - double).max():.1e}")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
     return {
         "ids": np.array([one for ids, _ in texts for one in ids], np.int32),
         "segments": np.array([one for _, segments in texts for one in segments], np.int32),
         "lengths": np.array([len(ids) for ids, _ in texts], np.int32),
-        "hidden": np.concatenate(hidden),
+        "hidden": double.astype(np.float32),
         "versions": np.array(json.dumps(versions)),
     }
 
