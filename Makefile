@@ -17,7 +17,7 @@ run: setup
 test: setup
 	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-# Lint, types and the unit tests: no model server, no Beam run.
+# Lint, types and the unit tests: no model server, no Beam run, no whole training run.
 check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . && .venv/bin/mypy
 	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)

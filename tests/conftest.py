@@ -8,15 +8,16 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# What starts a model server or a Beam run is no unit test: it is part of `make test`, left out of `make check`.
+# What starts a model server, a Beam run or a whole training run is no unit test: `make check` leaves it out.
 SERVERS = {"serve", "spawn"}
 BEAM_RUNS = {"multiclass", "workshop", "sections", "transform"}
+TRAINING_RUNS = {"fn_args"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if (SERVERS | BEAM_RUNS) & set(getattr(item, "fixturenames", ())):
+        if (SERVERS | BEAM_RUNS | TRAINING_RUNS) & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
 
 

@@ -27,6 +27,7 @@ def first_step(loop, batches):
     return loss, [10 * m.numpy() for m in loop.optimizer.state[1 : 1 + count]]
 
 
+@pytest.mark.slow
 def test_several_batches_give_the_gradient_of_one(tiny_loop, tmp_path):
     options = {"layers": 1, "dropout": 0.0, "head": {"l2": 0.1}, "clip_norm": 100.0}
     whole, parts = tiny_loop(tmp_path, **options), tiny_loop(tmp_path, accumulate_steps=3, **options)

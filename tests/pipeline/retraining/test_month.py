@@ -173,6 +173,7 @@ def test_month_without_a_disturbance(undisturbed) -> None:
     assert windows == [[15, 16, 17]], windows
 
 
+@pytest.mark.slow
 def test_month_with_twenty_kills_ends_the_same(undisturbed, tmp_path: Path, project_type) -> None:
     project = project_type(tmp_path, "window.last=3")
     live_through(project, kills=20)
