@@ -32,6 +32,6 @@ IMAGE = $(RESOLVE) --python-platform x86_64-manylinux_2_40 -c deploy/bootstrap/r
 lock: setup
 	@$(RESOLVE) --universal --extra pipeline --extra kfp --extra tracing --extra dev pyproject.toml \
 	  -o deploy/bootstrap/requirements.txt
-	@$(IMAGE) --extra pipeline --extra kfp pyproject.toml -o deploy/pipeline/requirements.txt
-	@$(IMAGE) --extra pipeline --extra kfp --extra gpu pyproject.toml -o deploy/pipeline/requirements-gpu.txt
+	@$(IMAGE) --extra pipeline --extra kfp --extra tracing pyproject.toml -o deploy/pipeline/requirements.txt
+	@$(IMAGE) --extra pipeline --extra kfp --extra tracing --extra gpu pyproject.toml -o deploy/pipeline/requirements-gpu.txt
 	@$(RESOLVE) --universal --extra airflow pyproject.toml -o deploy/airflow/requirements.txt

@@ -384,9 +384,7 @@ class EvaluationConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % intervals; 0: no intervals
     paired_samples: PositiveInt = 2000  # paired bootstrap against the baseline
     baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
-    min_span_rows: PositiveInt = (
-        200  # window.guard: an old span of fewer rows is not judged alone, only with the others
-    )
+    min_span_rows: PositiveInt = 200  # window.guard: an old span of fewer rows is judged with the others, not alone
 
 
 class ExportConfig(Section):
