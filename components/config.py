@@ -33,6 +33,8 @@ StepName = Literal[
     "weights", "examples", "statistics", "schema", "anomalies", "data_gate", "transform", "tuner", "trainer",
     "evaluator", "serving_check", "push",
 ]  # fmt: skip
+# In a text_pair that is made of neighbours: what stands between the sentences before and those after.
+NEIGHBOUR_BREAK = "\n"
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
@@ -71,7 +73,9 @@ class DataConfig(Section):
     hash_split: dict[Literal["train", "eval", "test"], PositiveInt] = {"train": 8, "eval": 1, "test": 1}
     columns: Columns = Columns()
     label_separator: Annotated[str, Field(min_length=1)] = ";"
-    neighbours: bool = False  # text_pair := previous and next sentence of the same document (same `id`, adjacent)
+    # text_pair := so many sentences before and after in the same document (same `id`, adjacent); true: 1. Tokenised and
+    # pooled, they are two segments: the sentences before, and those after.
+    neighbours: Annotated[int, Field(ge=0)] = 0
     drop_leaked: bool = False  # drop training rows whose text also stands in eval or test
     max_characters: PositiveInt = 1_000_000  # a longer text is a bad row
     max_bad_share: Share = 0.01  # above this share of bad rows the run stops
@@ -111,7 +115,7 @@ class DataConfig(Section):
     @property
     def has_pairs(self) -> bool:
         """Whether examples hold the feature `text_pair`."""
-        return self.neighbours or self.columns.text_pair is not None
+        return bool(self.neighbours) or self.columns.text_pair is not None
 
     @property
     def has_id(self) -> bool:
@@ -190,7 +194,7 @@ class HeadConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     l2: Annotated[float, Field(ge=0)] = 0.0
     batch_norm: bool = False  # `stacked` always normalises
-    pool_by_segment: bool = True  # pairs: pool the two segments apart
+    pool_by_segment: bool = True  # pairs, neighbours: pool the segments apart
 
     @model_validator(mode="after")
     def _filters_fit_widths(self) -> HeadConfig:

@@ -113,6 +113,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             "lower_case": lower_case,
             "max_length": config.tokenizer.longest_text,
             "pairs": data.has_pairs,
+            "neighbours": bool(data.neighbours),
             "task": task,
             "labels": labels,
             "passthrough": [],
@@ -139,6 +140,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             "task": task,
             "labels": labels,
             "pairs": data.has_pairs,
+            "neighbours": bool(data.neighbours),
             "vocab_file": vocab,
             "lower_case": lower_case,
             "max_length": config.tokenizer.max_length,
@@ -180,6 +182,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         slices=slices,
         pairs=data.has_pairs,
         guard=config.window.warm_start and config.window.guard,
+        neighbours=bool(data.neighbours),
         code=code_fingerprint("components/evaluation"),
     ).with_id("evaluator")
 

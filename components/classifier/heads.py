@@ -76,7 +76,7 @@ class Head(keras.layers.Layer):
 
     Args:
       config: kind, widths, filters and rates.
-      pairs: whether batches carry `segments`; then pooling heads pool the two segments apart, if
+      segments: how many an example has; of more than one (batches carry `segments`) pooling heads pool each apart, if
         `config.pool_by_segment`. `flatten` and `cls` do not pool over the text.
       max_length: tokens that `flatten` keeps; shorter texts are padded with zeros, longer ones cropped.
 
@@ -89,11 +89,11 @@ class Head(keras.layers.Layer):
       float [texts, features].
     """
 
-    def __init__(self, config: HeadConfig, pairs: bool, max_length: int, **kwargs: Any) -> None:
+    def __init__(self, config: HeadConfig, segments: int, max_length: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
         self.max_length = max_length
-        self.by_segment = pairs and config.pool_by_segment
+        self.segments = segments if config.pool_by_segment else 1  # pooled apart
         filters = config.filters * (len(config.widths) // len(config.filters))
         regularizer = keras.regularizers.L2(config.l2) if config.l2 else None
         policy = self.dtype_policy
@@ -138,15 +138,15 @@ class Head(keras.layers.Layer):
         groups, count = place.rows, ops.shape(place.lengths)[0]
         if windows is not None:
             groups, count = ops.take(windows, groups, axis=0), ops.shape(batch["text_lengths"])[0]
-        elif self.by_segment:
-            groups, count = 2 * place.rows + ops.cast(batch["segments"], "int32"), 2 * count
+        elif self.segments > 1:
+            groups = self.segments * place.rows + ops.cast(batch["segments"], "int32")
+            count = self.segments * count
         if self.config.kind == "attention":
             pooled = self._attended(features, groups, count)
         else:
             # The maximum over no token at all (an empty second segment) is that of no n-gram found: 0.
             pooled = ops.maximum(ops.segment_max(features, groups, num_segments=count), 0)
-        width = features.shape[-1]
-        return ops.reshape(pooled, (-1, 2 * width if self.by_segment else width))
+        return ops.reshape(pooled, (-1, self.segments * features.shape[-1]))
 
     def _convolved(self, x: Tensor, place: Layout, training: bool) -> Tensor:
         for n, stage in enumerate(self.stages):

@@ -68,7 +68,7 @@ def build_classifier(
     head: HeadConfig,
     task: Task,
     labels: int,
-    pairs: bool = False,
+    segments: int = 1,
     max_length: int = 128,
     policy: str = "float32",
     encoder_trainable: bool = True,
@@ -78,7 +78,7 @@ def build_classifier(
 
     Args:
       labels: number of labels; a binary task has 2 and one output.
-      pairs: whether batches carry `segments`.
+      segments: how many an example has; of more than one, batches carry `segments`.
       max_length: greatest number of tokens that the encoder is given of a text, or of a window.
       policy: Keras dtype policy, "float32" or "mixed_bfloat16".
       overlap: longer texts are cut into windows that share so many tokens; None: they never come.
@@ -86,14 +86,14 @@ def build_classifier(
     encoder = BertEncoder(geometry, name="encoder", dtype=policy)
     model = TextClassifier(
         encoder,
-        Head(head, pairs, max_length, name="head", dtype=policy),
+        Head(head, segments, max_length, name="head", dtype=policy),
         outputs=1 if task == "binary" else labels,
         windows=None if overlap is None else Windows(max_length, overlap),
         name="classifier",
         dtype=policy,
     )
     batch = {"ids": np.zeros(2, np.int32), "row_lengths": np.full(1, 2, np.int32)}
-    if pairs:
+    if segments > 1:
         batch["segments"] = np.array([0, 1], np.int32)
     model(batch)
     encoder.trainable = encoder_trainable

@@ -55,9 +55,16 @@ class Embeddings(keras.layers.Layer):
     def call(self, batch: Batch, place: Layout, training: bool = False) -> Tensor:
         x = ops.take(self.word, batch["ids"], axis=0)  # (T, H)
         x = x + ops.take(self.position, place.positions, axis=0)
-        x = x + (ops.take(self.segment, batch["segments"], axis=0) if "segments" in batch else self.segment[0])
+        x = x + self._of_segments(batch)
         x = self.norm(ops.cast(x, self.compute_dtype))
         return self.dropout(x, training=training)
+
+    def _of_segments(self, batch: Batch) -> Tensor:
+        if "segments" not in batch:
+            return self.segment[0]
+        # BERT knows two; whatever comes after is the second, too.
+        known = ops.minimum(batch["segments"], self.geometry.type_vocab_size - 1)
+        return ops.take(self.segment, known, axis=0)
 
 
 class SelfAttention(keras.layers.Layer):

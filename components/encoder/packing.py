@@ -2,7 +2,7 @@
 
 A batch of texts is a dict of
   `ids`          int32 [tokens]   the texts' token ids, one text after the other, special tokens included
-  `segments`     int32 [tokens]   0 in the first segment, 1 in the second; only where texts are pairs
+  `segments`     int32 [tokens]   0 in the text, 1 and 2 in the segments after it; only where there are such
   `row_lengths`  int32 [batch]    tokens of each text (or window of one, see components.encoder.windows)
 
 Dense layers, normalisation and residuals work on `[tokens, hidden]` as it stands. What looks beyond a token

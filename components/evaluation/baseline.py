@@ -2,8 +2,9 @@
 
 Trained and scored by every run on the very rows that the network sees, so that the run says what the network is
 worth. Settings: uncased words, logarithmic term counts, terms of at least 2 rows, C = 0.5; where a row has several
-labels one SVM a label, classes balanced (else it leaves nearly all rows without a label). On pmc_rct_sections,
-trained on train and dev, scored on test: accuracy 0.816, macro-F1 0.645.
+labels one SVM a label, classes balanced (else it leaves nearly all rows without a label). A pair, and the sentences
+before and after, have terms of their own. On pmc_rct_sections, trained on train and dev, scored on test: accuracy
+0.816, macro-F1 0.645.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
-from components.config import Task
+from components.config import NEIGHBOUR_BREAK, Task
 from components.errors import DataError
 from components.evaluation.rows import Row, parse_row, read_records
 from components.evaluation.scores import Array
@@ -50,6 +51,7 @@ def score_baseline(
     task: Task,
     labels: Sequence[str],
     pairs: bool,
+    neighbours: bool = False,
     max_train_rows: int = MAX_TRAIN_ROWS,
 ) -> BaselineResult:
     """Trains TF-IDF + SVM on raw examples and decides the rows of another split.
@@ -59,6 +61,7 @@ def score_baseline(
       task: binary, multiclass or multilabel.
       labels: the names, in the order of the columns of the result.
       pairs: whether `text_pair` gives further features (terms of its own vocabulary).
+      neighbours: whether these are of the sentences before and of those after, each with a vocabulary of its own.
       max_train_rows: more rows than that are thinned evenly.
 
     Raises:
@@ -68,7 +71,7 @@ def score_baseline(
     rows = list(_thinned(read_records(train_files), total, max_train_rows))
     if not rows:
         raise DataError("the baseline has no rows to train on; set evaluation.baseline = false, or add data")
-    model = _Baseline(task, labels, pairs).fit(rows)
+    model = _Baseline(task, labels, pairs, neighbours).fit(rows)
     keys, truth, decision = [], [], []
     scored = (parse_row(record) for record in read_records(eval_files))
     while chunk := list(islice(scored, _CHUNK)):
@@ -88,24 +91,25 @@ def score_baseline(
 
 
 class _Baseline:
-    def __init__(self, task: Task, labels: Sequence[str], pairs: bool):
+    def __init__(self, task: Task, labels: Sequence[str], pairs: bool, neighbours: bool):
         self._labels = list(labels)
         self._multilabel = task == "multilabel"
-        self._pairs = pairs
-        self._text: Any = None
-        self._pair: Any = None
+        if neighbours:
+            self._segments = [_text, _before, _after]
+        else:
+            self._segments = [_text, _pair] if pairs else [_text]
+        self._terms: list[TfidfVectorizer | None] = []  # by segment; None where that has no terms
         self._svm: Any = None  # None where all rows have the same label
         self._only: Array | None = None
 
     def fit(self, rows: Sequence[Row]) -> _Baseline:
         min_rows = 1 if len(rows) < _FEW_ROWS else 2
-        self._text, features = _fit_terms((row.text for row in rows), min_rows)
-        if self._text is None:
+        # Pairs may all be empty (documents of one sentence): then they say nothing, and have no features.
+        fitted = [_fit_terms(map(segment, rows), min_rows) for segment in self._segments]
+        self._terms = [terms for terms, _ in fitted]
+        if self._terms[0] is None:
             raise DataError("the baseline finds no words in the texts; set evaluation.baseline = false")
-        if self._pairs:
-            # Pairs may all be empty (documents of one sentence): then they say nothing, and have no features.
-            self._pair, more = _fit_terms((row.text_pair for row in rows), min_rows)
-            features = features if self._pair is None else sparse.hstack([features, more]).tocsr()
+        features = sparse.hstack([part for _, part in fitted if part is not None]).tocsr()
         truth = _masks(rows, self._labels)
         if self._multilabel:
             svm = LinearSVC(C=0.5, class_weight="balanced", random_state=0)
@@ -126,10 +130,25 @@ class _Baseline:
         return np.arange(len(self._labels)) == np.asarray(answer)[:, None]
 
     def _features(self, rows: Sequence[Row]) -> Any:
-        parts = [self._text.transform(row.text for row in rows)]
-        if self._pair is not None:
-            parts.append(self._pair.transform(row.text_pair for row in rows))
+        both = zip(self._segments, self._terms, strict=True)
+        parts = [terms.transform(map(segment, rows)) for segment, terms in both if terms is not None]
         return sparse.hstack(parts).tocsr()
+
+
+def _text(row: Row) -> str:
+    return row.text
+
+
+def _pair(row: Row) -> str:
+    return row.text_pair
+
+
+def _before(row: Row) -> str:
+    return row.text_pair.partition(NEIGHBOUR_BREAK)[0]
+
+
+def _after(row: Row) -> str:
+    return row.text_pair.partition(NEIGHBOUR_BREAK)[2]
 
 
 def _fit_terms(texts: Iterable[str], min_rows: int) -> tuple[TfidfVectorizer | None, Any]:

@@ -51,6 +51,7 @@ class TextEvaluator(Evaluator):
         baseline_model: types.BaseChannel | None = None,
         slices: Sequence[str] = (),
         pairs: bool = False,
+        neighbours: bool = False,
         export: ExportConfig | None = None,
         guard: bool = False,
         code: str = "",
@@ -66,6 +67,7 @@ class TextEvaluator(Evaluator):
           baseline_model: the latest blessed model, from a Resolver; the channel may hold none.
           slices: columns of the examples to report metrics by.
           pairs: whether the examples hold `text_pair`.
+          neighbours: whether that is of the sentences before and after.
           export: where its precision is not float32, the model is also held against itself in float32.
           guard: whether the gates must hold on the old spans of a window, too.
           code: a fingerprint of this step's code, so that new code is not answered from the cache.
@@ -76,6 +78,7 @@ class TextEvaluator(Evaluator):
             "evaluation": evaluation.model_dump(mode="json"),
             "slices": list(slices),
             "pairs": pairs,
+            "neighbours": neighbours,
             "code": code,
         }
         if guard:

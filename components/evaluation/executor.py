@@ -103,7 +103,7 @@ class Executor(tfx_executor.Executor):
         if evaluation.baseline:
             progress.report("evaluate", stage="baseline")
             train = [f for split in _TRAIN_SPLITS[evaluation.split] for f in _split_files(examples, split)]
-            baseline = score_baseline(train, files, task, labels, config["pairs"])
+            baseline = score_baseline(train, files, task, labels, config["pairs"], config["neighbours"])
         fitted = time.monotonic()
         progress.report("evaluate", stage="intervals")
         metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export, config.get("guard", False))

@@ -140,7 +140,7 @@ def _head(stream: BinaryIO, file: InputFile, spec: RowSpec) -> tuple[int, int, t
 
 def _cut(stream: BinaryIO, file: InputFile, spec: RowSpec, whole: Item, item_bytes: int) -> Iterator[Item]:
     reader = Reader(spec, whole.columns)
-    keep_documents = spec.neighbours or spec.format == "pubmed_rct"
+    keep_documents = bool(spec.neighbours) or spec.format == "pubmed_rct"
     part, start, line = 0, whole.start, whole.line
     previous = None
     for record in reader.records(read_lines(stream, start, whole.end, line, spec.row_limit)):
@@ -219,7 +219,7 @@ class ItemReader:
 
     def _parquet_rows(self, stream: BinaryIO) -> Iterator[Row | BadRow]:
         found = self._parquet_values(stream)
-        return rows.with_neighbours(found) if self._spec.neighbours else found
+        return rows.with_neighbours(found, self._spec.neighbours) if self._spec.neighbours else found
 
     def _parquet_values(self, stream: BinaryIO) -> Iterator[Row | BadRow]:
         item, spec = self._item, self._spec

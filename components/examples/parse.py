@@ -201,9 +201,8 @@ class Reader:
         row, records = self.row, self.records(lines)
         if not self.spec.neighbours:
             return (row(record) for record in records if not record.heading)
-        return rows.with_neighbours(
-            rows.DocumentStart(self.document(record)) if record.heading else row(record) for record in records
-        )
+        found = (rows.DocumentStart(self.document(record)) if record.heading else row(record) for record in records)
+        return rows.with_neighbours(found, self.spec.neighbours)
 
     def _json_row(self, line: int, raw: bytes) -> Row | BadRow:
         values = _json_object(raw)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
+
+from components.config import NEIGHBOUR_BREAK
 
 BAD_QUOTING = "bad_quoting"  # CSV: a quote where RFC 4180 allows none, or one that is never closed
 WRONG_COLUMNS = "wrong_columns"  # more or fewer columns than the header; RCT: no tab between label and text
@@ -30,6 +34,9 @@ REASONS = (
 )  # fmt: skip
 
 
+_BREAK = NEIGHBOUR_BREAK.encode()
+
+
 @dataclass(frozen=True)
 class RowSpec:
     """What makes a row good: the columns to read and the bounds on their values."""
@@ -43,7 +50,7 @@ class RowSpec:
     text_pair: str | None = None
     id: str | None = None
     slices: tuple[str, ...] = ()
-    neighbours: bool = False
+    neighbours: int = 0  # sentences before and after that make `text_pair`; 0: none
     max_characters: int = 1_000_000
 
     @property
@@ -217,30 +224,38 @@ def _scalar(value: Any, more: bool = False) -> bytes | None:
     raise Fault(WRONG_TYPE)
 
 
-def with_neighbours(rows: Iterable[Row | BadRow | DocumentStart]) -> Iterator[Row | BadRow]:
-    """Sets text_pair to the previous and the next sentence of the same document, joined by a space.
+def with_neighbours(rows: Iterable[Row | BadRow | DocumentStart], count: int) -> Iterator[Row | BadRow]:
+    """Sets text_pair to the sentences before and after in the same document: up to `count` before, joined by spaces, a
+    line break, up to `count` after.
 
-    Neighbours are the good rows before and after, in file order, with the same id; the first and the last of a
-    document have one, a single sentence has none (""). A bad row between two of one document is passed over;
-    one that belongs to another document ends the run.
+    Neighbours are the good rows before and after, in file order, with the same id; the first of a document has none
+    before, the last none after. A bad row between two of one document is passed over; one that belongs to another
+    document ends the run.
     """
-    previous, current = b"", None
+    before: deque[bytes] = deque(maxlen=count)
+    waiting: deque[Row] = deque()  # for the sentences after them; the oldest first
+
+    def oldest() -> Row:
+        row = waiting.popleft()
+        halves = (b" ".join(before), b" ".join(_line(after) for after in islice(waiting, count)))
+        before.append(_line(row))
+        return row._replace(text_pair=_BREAK.join(halves))
+
     for row in rows:
-        if not isinstance(row, Row):
-            if current is not None and row.id is not None and row.id != current.id:
-                yield _paired(current, previous, b"")
-                current = None
-            if isinstance(row, BadRow):
-                yield row
-            continue
-        same = current is not None and row.id == current.id
-        if current is not None:
-            yield _paired(current, previous, row.text if same else b"")
-        previous = current.text if current is not None and same else b""
-        current = row
-    if current is not None:
-        yield _paired(current, previous, b"")
+        if waiting and row.id != waiting[0].id and (isinstance(row, Row) or row.id is not None):
+            while waiting:
+                yield oldest()
+            before.clear()
+        if isinstance(row, Row):
+            waiting.append(row)
+            if len(waiting) > count:
+                yield oldest()
+        elif isinstance(row, BadRow):
+            yield row
+    while waiting:
+        yield oldest()
 
 
-def _paired(row: Row, previous: bytes, following: bytes) -> Row:
-    return row._replace(text_pair=b" ".join(text for text in (previous, following) if text))
+def _line(row: Row) -> bytes:
+    """The text on one line."""
+    return row.text.replace(_BREAK, b" ")

@@ -63,7 +63,7 @@ def encode_example(features: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
 
 def row_encoder(spec: RowSpec) -> Callable[[Row], bytes]:
     """A function that encodes rows: `text`, `text_pair`, `label` or `labels`, `id`, and the columns to slice by."""
-    has_pair = spec.neighbours or spec.text_pair is not None
+    has_pair = spec.neighbours > 0 or spec.text_pair is not None
     label = b"labels" if spec.multilabel else b"label"
     slices = [name.encode() for name in spec.slices]
 

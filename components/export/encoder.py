@@ -141,7 +141,9 @@ class EncoderFunction:
 
     def _embedded(self, batch: Mapping[str, Any], place: Layout) -> tf.Tensor:
         tables = {name: tf.convert_to_tensor(table) for name, table in self._tables.items()}
-        segments = tf.gather(tables["segment"], batch["segments"]) if "segments" in batch else tables["segment"][0]
+        segments = tables["segment"][0]
+        if "segments" in batch:  # what comes after BERT's two is the second, too
+            segments = tf.gather(tables["segment"], tf.minimum(batch["segments"], self.geometry.type_vocab_size - 1))
         parts = [tf.gather(tables["word"], batch["ids"]), tf.gather(tables["position"], place.positions), segments]
         word, position, segment = (tf.cast(part, tf.float32) for part in parts)
         return word + position + segment

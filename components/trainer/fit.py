@@ -106,7 +106,7 @@ def _build(config: dict[str, Any], policy: str) -> TextClassifier:
         _section(HeadConfig, config, "head"),
         config["task"],
         len(config["labels"]),
-        config["pairs"],
+        1 + config["pairs"] + config.get("neighbours", False),  # segments
         config["max_length"],
         policy,
         encoder.trainable,

@@ -36,6 +36,7 @@ def run_fn(fn_args: Any) -> None:
       fn_args: TFX's FnArgs: `train_files`, `eval_files`, `transform_output`, `serving_model_dir`, `model_run_dir`,
         `base_model` (a SavedModel to start from, or None), `hyperparameters` (what the Tuner found best, which stands
         above the configuration, or None), and `custom_config` with `task`, `labels`, `pairs`,
+        `neighbours` (whether pairs are of sentences before and after; absent: no),
         `vocab_file`, `lower_case`, `max_length`, `overlap` (of windows, or None), `encoder_config_file`, the sections
         `encoder`, `head`, `training` and (absent for float32) `export`, `checkpoint_dir`, and, where the pipeline
         converted pretrained weights, their folder `encoder_weights`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from components.config import NEIGHBOUR_BREAK
 from components.errors import DataError
 from components.transform.keys import text_key
 from components.transform.wordpiece import WordPiece
@@ -23,7 +24,8 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
       inputs: `text`, with `pairs` also `text_pair`, and `label` or (multilabel) `labels`, all strings, dense
         [batch] or [batch, 1] or sparse; an absent text is empty. And the features to pass through.
       custom_config: JSON values: `vocab_file` str, `lower_case` bool, `max_length` int (tokens, special ones
-        included), `pairs` bool, `task` "binary", "multiclass" or "multilabel", `labels` list of names,
+        included), `pairs` bool, `neighbours` bool (absent: False) whether a `text_pair` is of sentences before and
+        after, `task` "binary", "multiclass" or "multilabel", `labels` list of names,
         `passthrough` list of features to hand on unchanged.
 
     Returns:
@@ -40,7 +42,8 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
     wordpiece = WordPiece(custom_config["vocab_file"], lower_case=custom_config["lower_case"])
     pairs = _one_string(_feature(inputs, "text_pair")) if custom_config["pairs"] else None
     texts = _one_string(_feature(inputs, "text"))
-    encoded = wordpiece.encode(texts, pairs, max_length=custom_config["max_length"])
+    segments = _before_and_after(pairs) if custom_config.get("neighbours") else [pairs]
+    encoded = wordpiece.encode(texts, *segments, max_length=custom_config["max_length"])
     outputs = {
         "input_ids": _sparse(encoded.input_ids),
         "length": encoded.input_ids.row_lengths(),
@@ -75,6 +78,15 @@ def _one_string(feature) -> tf.Tensor:
         values, indices = tf.gather(feature.values, first), tf.gather(feature.indices, first)[:, :1]
         return tf.tensor_scatter_nd_update(tf.fill([rows], ""), indices, values)
     return tf.reshape(feature, [-1])
+
+
+def _before_and_after(pairs: tf.Tensor) -> list[tf.Tensor]:
+    """The sentences before and those after, string [batch] each, of text_pairs that are made of neighbours."""
+    # \C is any byte, also of what is not UTF-8.
+    return [
+        tf.strings.regex_replace(pairs, rf"{NEIGHBOUR_BREAK}\C*", "", replace_global=False),
+        tf.strings.regex_replace(pairs, rf"^(?:\C*?{NEIGHBOUR_BREAK}|\C*)", "", replace_global=False),
+    ]
 
 
 def _sparse(ragged: tf.RaggedTensor) -> tf.SparseTensor:

@@ -28,8 +28,8 @@ class Encoded(NamedTuple):
     """Token ids of a batch, ready for the encoder but for padding.
 
     Attributes:
-      input_ids: int32 [batch, (tokens)], `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`.
-      segment_ids: int32 [batch, (tokens)], 1 for the pair and the `[SEP]` that ends it, else 0.
+      input_ids: int32 [batch, (tokens)], `[CLS] text [SEP]`, and for each further segment `segment [SEP]`.
+      segment_ids: int32 [batch, (tokens)], 0 for `[CLS] text [SEP]`, then 1 and 2.
       truncated: bool [batch], whether tokens were cut off.
       unknown: int32 [batch], number of `[UNK]` among `input_ids`.
     """
@@ -99,33 +99,29 @@ class WordPiece(tf.Module):
         engine = tf_text.FastWordpieceTokenizer(model_buffer=tf.constant(self._model), token_out_type=tf.int32)
         return engine.tokenize(texts)
 
-    def encode(self, texts, pairs=None, *, max_length: int) -> Encoded:
+    def encode(self, texts, pairs=None, thirds=None, *, max_length: int) -> Encoded:
         """Token ids with special tokens, cut to a length, the longer segment first.
 
         Args:
           texts: string [batch].
           pairs: string [batch], the second segments, or None.
+          thirds: string [batch], the third segments, or None. Cut to a length, they and the second ones are one.
           max_length: greatest number of tokens, special tokens included.
 
         Raises:
           ConfigError: `max_length` leaves no room for the special tokens.
         """
-        special = 2 if pairs is None else 3
+        segments = [tf.convert_to_tensor(part, tf.string) for part in (texts, pairs, thirds) if part is not None]
+        special = 1 + len(segments)
         if max_length < special:
             raise ConfigError(f"max_length: {max_length} is less than the {special} special tokens; give more.")
-        texts = tf.convert_to_tensor(texts, tf.string)
-        if pairs is None:
-            tokens = self.tokenize(texts)
-            lengths = [tokens.row_lengths()]
-            kept = [tf.minimum(lengths[0], max_length - special)]
-        else:
-            tokens = self.tokenize(tf.concat([texts, tf.convert_to_tensor(pairs, tf.string)], 0))
-            lengths = tf.split(tokens.row_lengths(), 2)
-            kept = _longest_first(*lengths, room=max_length - special)
+        tokens = self.tokenize(tf.concat(segments, 0))
+        lengths = tf.split(tokens.row_lengths(), len(segments))
+        kept = _kept(lengths, room=max_length - special)
         truncated = tf.reduce_any(tf.stack(kept, 1) < tf.stack(lengths, 1), 1)
 
-        # Each row is pieced together from ranges of one pool: the tokens of the batch, [CLS], [SEP] and the second
-        # [SEP]. Ragged concatenation and row ids would make dense tensors as wide as the longest text.
+        # Each row is pieced together from ranges of one pool: the tokens of the batch, [CLS], and a [SEP] for each
+        # segment. Ragged concatenation and row ids would make dense tensors as wide as the longest text.
         count = tf.size(tokens.values, tf.int64)
         cls = tf.fill(tf.shape(truncated), count)  # the place of [CLS], once for each row
         starts, ends = [cls], [cls + 1]
@@ -133,25 +129,33 @@ class WordPiece(tf.Module):
             starts += [start, cls + 1 + segment]
             ends += [start + length, cls + 2 + segment]
         ranges = tf.ragged.range(tf.reshape(tf.stack(starts, 1), [-1]), tf.reshape(tf.stack(ends, 1), [-1]))
-        pool = tf.concat([tokens.values, [self.cls_id, self.sep_id, self.sep_id]], 0)
+        pool = tf.concat([tokens.values, [self.cls_id], [self.sep_id] * len(segments)], 0)
         ids = tf.gather(pool, ranges.values)
-        first_count = count if pairs is None else tokens.row_splits[tf.size(texts)]
-        second = tf.range(count) >= first_count
-        segment_ids = tf.gather(tf.concat([second, [False, False, True]], 0), ranges.values)
+        rows = tf.size(segments[0])
+        firsts = [tokens.row_splits[rows * number] for number in range(1, len(segments))]
+        segment = sum((tf.cast(tf.range(count) >= first, tf.int32) for first in firsts), tf.zeros([count], tf.int32))
+        segment_ids = tf.gather(tf.concat([segment, [0], list(range(len(segments)))], 0), ranges.values)
 
         splits = ranges.row_splits[:: len(starts)]
         input_ids = tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
         unknown = splits_after(tf.cast(ids == self.unk_id, tf.int32), splits)
-        return Encoded(
-            input_ids, input_ids.with_values(tf.cast(segment_ids, tf.int32)), truncated, unknown[1:] - unknown[:-1]
-        )
+        return Encoded(input_ids, input_ids.with_values(segment_ids), truncated, unknown[1:] - unknown[:-1])
 
 
-def _longest_first(first: tf.Tensor, second: tf.Tensor, *, room: int) -> list[tf.Tensor]:
+def _kept(lengths: list[tf.Tensor], room: int) -> list[tf.Tensor]:
+    """Lengths, int64 [batch], to which segments of these lengths are cut so that they fit into `room` tokens."""
+    first, *others = lengths
+    if not others:
+        return [tf.minimum(first, room)]
+    kept, rest = _longest_first(first, tf.add_n(others), room)
+    return [kept, rest] if len(others) == 1 else [kept, *_longest_first(others[0], others[1], rest)]
+
+
+def _longest_first(first: tf.Tensor, second: tf.Tensor, room: int | tf.Tensor) -> list[tf.Tensor]:
     """Lengths, int64 [batch], to which the reference cuts two segments so that they fit into `room` tokens."""
     shorter = tf.minimum(first, second)
     longer = tf.maximum(shorter, room - shorter)
-    half = tf.fill(tf.shape(first), tf.constant(room // 2, tf.int64))
+    half = tf.zeros_like(first) + room // 2
     both_cut = shorter + longer > room
     shorter, longer = tf.where(both_cut, half, shorter), tf.where(both_cut, half + room % 2, longer)
     swapped = first > second

@@ -117,9 +117,9 @@ def test_plain_text_file_is_one_text_a_line(toy: ModuleType, tmp_path: Path) -> 
 def test_pubmed_rct_file_is_read_by_its_own_format(toy: ModuleType, tmp_path: Path) -> None:
     toy.ToyModel(pairs=True).export(tmp_path / "serving" / "7")
     (tmp_path / "in.txt").write_text("###42\nOBJECTIVE\tWhy.\nMETHODS\tHow.\n\n")
-    found = list(predict_file(tmp_path / "serving", tmp_path / "in.txt", data(format="pubmed_rct", neighbours=True)))
+    found = list(predict_file(tmp_path / "serving", tmp_path / "in.txt", data(format="pubmed_rct", neighbours=1)))
     assert [(row["line"], row["id"]) for row in found] == [(2, "42"), (3, "42")]
-    _, expected = predict(tmp_path / "serving", ["Why.", "How."], ["How.", "Why."])
+    _, expected = predict(tmp_path / "serving", ["Why.", "How."], ["\nHow.", "Why.\n"])
     for row, prediction in zip(found, expected, strict=True):
         assert row["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
 

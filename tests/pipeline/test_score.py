@@ -223,11 +223,11 @@ def test_neighbours_reach_over_the_edges_of_items(toy: ModuleType, tmp_path: Pat
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
         writer.writerows([f"doc{number // 4}", f"s{number}."] for number in range(40))
-    data = DATA.model_copy(update={"neighbours": True})
+    data = DATA.model_copy(update={"neighbours": 1})
     done = score(tmp_path / "pairs", tmp_path / "in.csv", tmp_path / "out", data, item_bytes=60)
     assert len(done["shards"]) > 3
     pairs = [
-        " ".join(f"s{other}." for other in (number - 1, number + 1) if other // 4 == number // 4 and other >= 0)
+        "\n".join(f"s{other}." if other // 4 == number // 4 else "" for other in (number - 1, number + 1))
         for number in range(40)
     ]
     _, expected = predict(tmp_path / "pairs", [f"s{number}." for number in range(40)], pairs)

@@ -64,7 +64,7 @@ def export_random_model(path: Path, geometry: str = "default", pairs: bool = Fal
         overrides = EncoderConfig(**GEOMETRIES[geometry])
         head = HeadConfig(filters=(8 if geometry == "tiny" else 160,))
         model = build_classifier(
-            read_geometry(data / "config.json", overrides, size), head, "multiclass", len(LABELS), pairs, MAX_LENGTH
+            read_geometry(data / "config.json", overrides, size), head, "multiclass", len(LABELS), 1 + pairs, MAX_LENGTH
         )
         transform = tft.TFTransformOutput(folder).transform_savedmodel_dir
         export(str(path), served(model)[0], TransformGraph(transform), spec, "multiclass", LABELS, pairs)

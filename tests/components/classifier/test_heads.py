@@ -44,7 +44,7 @@ def packed(texts, pairs):
 
 def classifier(kind, pairs, **settings):
     config = HeadConfig(kind=kind, widths=(2, 3, 4, 5), filters=(3, 4, 5, 6), dropout=0.0, dense_units=4, **settings)
-    model = build_classifier(GEOMETRY, config, "multiclass", 3, pairs, max_length=24)
+    model = build_classifier(GEOMETRY, config, "multiclass", 3, 1 + pairs, max_length=24)
     for variable in model.trainable_weights:  # no bias stays 0, no gamma 1
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.05))
     return model
@@ -90,7 +90,7 @@ def test_batch_statistics_do_not_depend_on_the_order(kind, pairs):
 
 
 def test_batch_statistics_are_over_real_tokens_alone():
-    head = Head(HeadConfig(kind="stacked", widths=(1,), filters=(2,), dropout=0.0), pairs=False, max_length=8)
+    head = Head(HeadConfig(kind="stacked", widths=(1,), filters=(2,), dropout=0.0), segments=1, max_length=8)
     hidden = np.array([[1.0], [2.0], [6.0]], np.float32)
     batch = {"ids": np.zeros(3, np.int32), "row_lengths": np.array([2, 1], np.int32)}
     head(hidden, batch)
@@ -124,7 +124,7 @@ def reference(head, x, segments):
         kept = features[: head.max_length]
         block[: len(kept)] = kept
         return block.reshape(-1, 2, features.shape[1]).max(1).reshape(-1)
-    groups = [features[segments == s] for s in (0, 1)] if head.by_segment else [features]
+    groups = [features[segments == s] for s in range(head.segments)] if head.segments > 1 else [features]
     if config.kind == "attention":
         pooled = []
         for group in groups:
@@ -135,12 +135,13 @@ def reference(head, x, segments):
     return np.concatenate([group.max(0) for group in groups])
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("segments", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
-def test_features_are_those_of_a_text_by_text_computation(kind, pairs):
+def test_features_are_those_of_a_text_by_text_computation(kind, segments):
     config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
-    head = Head(config, pairs=pairs, max_length=9)
-    batch = packed(TEXTS, True)
+    head = Head(config, segments=segments, max_length=9)
+    batch = packed(TEXTS, False)
+    batch["segments"] = np.concatenate([np.arange(len(t), dtype=np.int32) * segments // len(t) for t in TEXTS])
     hidden = RNG.normal(size=(len(batch["ids"]), 8)).astype(np.float32)
     head(hidden, batch)
     for variable in head.weights:
@@ -155,7 +156,7 @@ def test_features_are_those_of_a_text_by_text_computation(kind, pairs):
 
 
 def test_cls_takes_the_first_token_of_each_text():
-    head = Head(HeadConfig(kind="cls"), pairs=False, max_length=9)
+    head = Head(HeadConfig(kind="cls"), segments=1, max_length=9)
     hidden = np.arange(6, dtype=np.float32)[:, None]
     found = head(hidden, {"ids": np.zeros(6, np.int32), "row_lengths": np.array([2, 3, 1], np.int32)})
     assert ops.convert_to_numpy(found).tolist() == [[0], [2], [5]]
@@ -163,14 +164,14 @@ def test_cls_takes_the_first_token_of_each_text():
 
 @pytest.mark.parametrize("kind", ["multi_width", "attention"])
 def test_an_empty_second_segment_pools_to_zero(kind):
-    head = Head(HeadConfig(kind=kind, widths=(1,), filters=(3,)), pairs=True, max_length=9)
+    head = Head(HeadConfig(kind=kind, widths=(1,), filters=(3,)), segments=2, max_length=9)
     batch = packed([TEXTS[1]], False) | {"segments": np.zeros(3, np.int32)}
     found = ops.convert_to_numpy(head(RNG.normal(size=(3, 8)).astype(np.float32), batch))
     assert found[0, 3:].tolist() == [0, 0, 0]
 
 
 def test_filters_that_only_find_negatives_pool_to_zero():
-    head = Head(HeadConfig(kind="multi_width", widths=(1,), filters=(2,)), pairs=False, max_length=9)
+    head = Head(HeadConfig(kind="multi_width", widths=(1,), filters=(2,)), segments=1, max_length=9)
     batch = packed([TEXTS[1]], False)
     head(np.ones((3, 8), np.float32), batch)
     head.stages[0].kernels[0].assign(-np.ones((8, 2)))
@@ -228,7 +229,7 @@ def test_a_frozen_encoder_leaves_only_the_head_to_train():
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_trains_in_either_precision_with_row_gradients_for_words(kind, policy):
-    model = build_classifier(GEOMETRY, HeadConfig(kind=kind, filters=(3,)), "multiclass", 3, True, 24, policy)
+    model = build_classifier(GEOMETRY, HeadConfig(kind=kind, filters=(3,)), "multiclass", 3, 2, 24, policy)
     variables = [variable.value for variable in model.trainable_variables]
     with tf.GradientTape() as tape:
         logits = model(packed(TEXTS, True), training=True)

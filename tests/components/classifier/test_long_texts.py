@@ -42,7 +42,7 @@ def compiled(model):
 def models(kind):
     """The same weights with windows and without; and what the first gives for each text alone."""
     config = HeadConfig(kind=kind, widths=(2, 3), filters=(3, 4), dropout=0.0, dense_units=4)
-    arguments = (GEOMETRY, config, "multiclass", 3, False, LENGTH)
+    arguments = (GEOMETRY, config, "multiclass", 3, 1, LENGTH)
     model, plain = build_classifier(*arguments, overlap=OVERLAP), build_classifier(*arguments)
     for variable, other in zip(model.trainable_weights, plain.trainable_weights, strict=True):
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.05))
@@ -71,7 +71,7 @@ def test_an_answer_does_not_depend_on_order_or_grouping(kind, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_features_of_a_text_are_pooled_from_those_of_its_windows(kind):
-    head = Head(HeadConfig(kind=kind, widths=(2, 3), filters=(3, 4), dropout=0.0), pairs=False, max_length=LENGTH)
+    head = Head(HeadConfig(kind=kind, widths=(2, 3), filters=(3, 4), dropout=0.0), segments=1, max_length=LENGTH)
     batch = Windows(LENGTH, OVERLAP).split(packed(TEXTS))
     hidden = RNG.normal(size=(len(batch["ids"]), 8)).astype(np.float32)
     found = ops.convert_to_numpy(head(hidden, batch))

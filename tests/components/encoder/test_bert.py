@@ -34,6 +34,13 @@ def packed(texts, segments=True):
     return batch
 
 
+def test_segments_after_the_second_are_embedded_as_the_second():
+    encoder = encoder_of(GEOMETRY)
+    batch = packed(TEXTS)
+    third = batch | {"segments": 2 * batch["segments"]}
+    np.testing.assert_array_equal(encoder(third), encoder(batch))
+
+
 def encoder_of(geometry):
     encoder = BertEncoder(geometry)
     encoder.build()

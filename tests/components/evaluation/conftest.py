@@ -115,6 +115,7 @@ class Workshop:
             "slices": list(slices),
             "pairs": pairs,
             "guard": guard,
+            "neighbours": False,
         } | ({"export": export.model_dump(mode="json")} if export else {})
         context = Executor.Context(
             # An image, though none is used: else TFX builds a source package of itself for workers, for seconds.

@@ -71,6 +71,20 @@ def test_the_pair_has_features_of_its_own(workshop):
     assert (without.decision != without.truth).any()
 
 
+def test_sentences_before_and_after_have_features_of_their_own(workshop):
+    rows = [
+        {"text": "same", "text_pair": "word\n", "label": "a"},
+        {"text": "same", "text_pair": "\nword", "label": "b"},
+        {"text": "word", "text_pair": "\n", "label": "b"},
+    ] * 4
+    examples = workshop.examples({"train": rows, "test": rows[:3]})
+    train, test = files(examples, "train"), files(examples, "test")
+    apart = score_baseline(train, test, "multiclass", ("a", "b"), pairs=True, neighbours=True)
+    np.testing.assert_array_equal(apart.decision, apart.truth)
+    together = score_baseline(train, test, "multiclass", ("a", "b"), pairs=True)
+    assert (together.decision != together.truth).any()
+
+
 def test_pairs_that_are_all_empty_do_no_harm(workshop):
     rows = [{"text": t, "text_pair": "", "label": t} for t in ("left", "right")] * 3
     examples = workshop.examples({"train": rows, "test": rows[:2]})

@@ -413,6 +413,7 @@ def test_the_component_is_an_evaluator_with_its_settings_as_json():
         evaluation=config,
         slices=("journal",),
         pairs=True,
+        neighbours=True,
         code="0a1b",
     )
     assert isinstance(node, Evaluator)
@@ -424,6 +425,7 @@ def test_the_component_is_an_evaluator_with_its_settings_as_json():
         "evaluation": config.model_dump(mode="json"),
         "slices": ["journal"],
         "pairs": True,
+        "neighbours": True,
         "code": "0a1b",
     }
     without = TextEvaluator(

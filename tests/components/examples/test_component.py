@@ -432,7 +432,7 @@ def test_many_items_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(TextExampleGenExecutor, "item_bytes", 200_000)
-    data = section_data(SHIPPED, neighbours=True, drop_leaked=True)
+    data = section_data(SHIPPED, neighbours=1, drop_leaked=True)
     alone = run(tmp_path / "1", data)
     arguments = (*IN_MEMORY, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
     assert run(tmp_path / "2", data, arguments=arguments).shards() == alone.shards()
@@ -440,7 +440,7 @@ def test_worker_processes_write_the_same_bytes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_portable_runner_writes_the_same_bytes(tmp_path):
-    data = section_data(SHIPPED, neighbours=True, drop_leaked=True)
+    data = section_data(SHIPPED, neighbours=1, drop_leaked=True)
     alone = run(tmp_path / "1", data)
     port_file = tmp_path / "port"
     server = subprocess.Popen(

@@ -286,39 +286,55 @@ def test_pubmed_rct_sentences_have_the_id_of_their_document():
 # Neighbours
 
 
-def pairs(data, **changes):
-    return [
-        (row.text, row.text_pair) for row in rows_of(data, spec(neighbours=True, **changes)) if isinstance(row, Row)
-    ]
+def pairs(data, neighbours=1):
+    rows = rows_of(data, spec(neighbours=neighbours))
+    return [(row.text, row.text_pair) for row in rows if isinstance(row, Row)]
 
 
 def test_neighbours_are_the_sentences_before_and_after_in_the_same_document():
     data = b"id,text,label\n1,a,METHODS\n1,b,METHODS\n1,c,RESULTS\n2,d,METHODS\n1,e,METHODS\n1,f,METHODS\n"
     assert pairs(data) == [
-        (b"a", b"b"),
-        (b"b", b"a c"),
-        (b"c", b"b"),
-        (b"d", b""),
-        (b"e", b"f"),
-        (b"f", b"e"),
+        (b"a", b"\nb"),
+        (b"b", b"a\nc"),
+        (b"c", b"b\n"),
+        (b"d", b"\n"),
+        (b"e", b"\nf"),
+        (b"f", b"e\n"),
     ]
+
+
+def test_more_neighbours_reach_further():
+    data = b"id,text,label\n" + b"".join(b"1,%c,METHODS\n" % letter for letter in b"abcde") + b"2,f,METHODS\n"
+    assert pairs(data, neighbours=2) == [
+        (b"a", b"\nb c"),
+        (b"b", b"a\nc d"),
+        (b"c", b"a b\nd e"),
+        (b"d", b"b c\ne"),
+        (b"e", b"c d\n"),
+        (b"f", b"\n"),
+    ]
+
+
+def test_line_breaks_of_neighbours_are_spaces():
+    data = b'id,text,label\n1,"a\nb",METHODS\n1,c,METHODS\n1,"d\ne",METHODS\n'
+    assert pairs(data) == [(b"a\nb", b"\nc"), (b"c", b"a b\nd e"), (b"d\ne", b"c\n")]
 
 
 @pytest.mark.parametrize("line", [b"1,x,OTHER", b"1,,METHODS", b"no columns", b'1,"x,METHODS'])
 def test_bad_row_within_a_document_is_passed_over(line):
     data = b"id,text,label\n1,a,METHODS\n" + line + b"\n1,b,METHODS\n"
-    assert pairs(data) == [(b"a", b"b"), (b"b", b"a")]
+    assert pairs(data) == [(b"a", b"\nb"), (b"b", b"a\n")]
 
 
 def test_bad_row_of_another_document_ends_the_document():
     data = b"id,text,label\n1,a,METHODS\n2,x,OTHER\n1,b,METHODS\n"
-    assert pairs(data) == [(b"a", b""), (b"b", b"")]
+    assert pairs(data) == [(b"a", b"\n"), (b"b", b"\n")]
 
 
 def test_pubmed_rct_document_without_sentences_ends_the_one_before():
     data = b"###1\nMETHODS\ta\n###1\nMETHODS\tb\n###2\n\n###1\nMETHODS\tc\n"
-    rows = rows_of(data, spec("pubmed_rct", neighbours=True))
-    assert [(row.text, row.text_pair) for row in rows] == [(b"a", b"b"), (b"b", b"a"), (b"c", b"")]
+    rows = rows_of(data, spec("pubmed_rct", neighbours=1))
+    assert [(row.text, row.text_pair) for row in rows] == [(b"a", b"\nb"), (b"b", b"a\n"), (b"c", b"\n")]
 
 
 # Any rows written come back

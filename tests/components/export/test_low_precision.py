@@ -22,8 +22,8 @@ LENGTHS = (2, 3, 32, 9, 2, 17)
 def packed(texts, pairs=False):
     batch = {"ids": np.concatenate([np.zeros(0, np.int32), *texts]), "row_lengths": np.array([len(t) for t in texts])}
     if pairs:
-        halves = [(np.arange(len(t)) >= len(t) // 2).astype(np.int32) for t in texts]
-        batch["segments"] = np.concatenate([np.zeros(0, np.int32), *halves])
+        thirds = [np.arange(len(t)) * 3 // len(t) for t in texts]
+        batch["segments"] = np.concatenate([np.zeros(0, np.int32), *thirds])
     return {name: values.astype(np.int32) for name, values in batch.items()}
 
 
@@ -39,8 +39,8 @@ def compiled(classifier, pairs=False):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A classifier of pairs whose biases and norms are not those of a new one."""
-    model = build_classifier(TINY, HeadConfig(widths=(2, 3), filters=(5,), dense_units=4), "multiclass", 3, True, 32)
+    """A classifier of sentences with neighbours whose biases and norms are not those of a new one."""
+    model = build_classifier(TINY, HeadConfig(widths=(2, 3), filters=(5,), dense_units=4), "multiclass", 3, 3, 32)
     for variable in model.trainable_weights:
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.05))
     return model
@@ -122,7 +122,7 @@ def test_calibration_finds_the_range_of_every_layer_and_zero_is_in_it(tiny, cali
 
 def test_a_layer_of_berts_size_keeps_its_direction_in_both_precisions():
     geometry = BertGeometry(vocab_size=200, num_hidden_layers=1)  # 768, 12 heads, 3072
-    model = build_classifier(geometry, HeadConfig(widths=(2,), filters=(4,)), "multiclass", 3, False, 128)
+    model = build_classifier(geometry, HeadConfig(widths=(2,), filters=(4,)), "multiclass", 3, 1, 128)
     encoder, layers = model.encoder, dense_layers(model.encoder)
     batches = [packed(texts_of(geometry, (37, 12, 60))) for _ in range(3)]
     batch = packed(texts_of(geometry, (37, 5, 51)))

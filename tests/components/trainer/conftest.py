@@ -185,7 +185,7 @@ def tiny_loop():
         )  # fmt: skip
         keras.utils.set_random_seed(1)
         config = HeadConfig(**({"widths": (2,), "filters": (4,), "dropout": dropout} | (head or {})))
-        model = build_classifier(geometry, config, "multiclass", 3, False, 16, policy)
+        model = build_classifier(geometry, config, "multiclass", 3, 1, 16, policy)
         if prepare is not None:
             prepare(model)
         return Loop(

@@ -75,7 +75,7 @@ def assert_warm_start_gives_float32(args, expected):
     """A model that starts from the export has the weights of its float32 counterpart."""
     config = args.custom_config
     geometry = read_geometry(config["encoder_config_file"], vocab_size=22)
-    model = build_classifier(geometry, HeadConfig.model_validate(config["head"]), "multiclass", 3, False, 16)
+    model = build_classifier(geometry, HeadConfig.model_validate(config["head"]), "multiclass", 3, 1, 16)
     assert warm_start(model, args.serving_model_dir)["source"] == float32_dir(args.serving_model_dir)
     tokens = tf.saved_model.load(args.serving_model_dir).signatures["tokens"](text=tf.constant(TEXTS))
     batch = {"ids": tokens["input_ids"], "row_lengths": tokens["row_lengths"]}

@@ -21,7 +21,7 @@ GEOMETRY = BertGeometry(
 
 
 def build(labels: int = 3):
-    return build_classifier(GEOMETRY, HeadConfig(widths=(1, 2), filters=(4,)), "multiclass", labels, False, 16)
+    return build_classifier(GEOMETRY, HeadConfig(widths=(1, 2), filters=(4,)), "multiclass", labels, 1, 16)
 
 
 def save(model, folder: Path) -> str:

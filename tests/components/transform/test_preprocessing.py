@@ -82,6 +82,25 @@ def test_pairs_have_segments_and_an_absent_pair_is_empty(transform, config):
     ]
 
 
+def test_sentences_before_and_after_are_segments_of_their_own(transform, config):
+    config |= {"pairs": True, "neighbours": True, "max_length": 8}
+    contexts = [b"no\npain pain", b"\nno", b"no\n", b"no", b"\xff pain\n\xff no", b""]
+    rows = [{"text": [b"pain"], "text_pair": [context], "label": [b"RESULTS"]} for context in contexts]
+
+    transformed, _ = transform(rows, {"text": DENSE, "text_pair": SPARSE, "label": SPARSE}, config)
+
+    assert [row["input_ids"].tolist() for row in transformed] == [
+        [2, 4, 3, 7, 3, 4, 4, 3],
+        [2, 4, 3, 3, 7, 3],
+        [2, 4, 3, 7, 3, 3],
+        [2, 4, 3, 7, 3, 3],
+        [2, 4, 3, 4, 3, 7, 3],
+        [2, 4, 3, 3, 3],
+    ]
+    assert transformed[1]["segment_ids"].tolist() == [0, 0, 0, 1, 2, 2]
+    assert transformed[2]["segment_ids"].tolist() == [0, 0, 0, 1, 1, 2]
+
+
 def test_several_labels_become_a_multi_hot_row(transform, config):
     config |= {"task": "multilabel", "labels": ["A", "B", "C"]}
     rows = [{"text": [b"no"], "labels": labels} for labels in ([b"C", b"A"], [], [b"B"])]

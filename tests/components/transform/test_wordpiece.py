@@ -290,6 +290,26 @@ def test_a_pair_is_the_second_segment_with_its_sep():
     assert encoded.unknown.numpy().tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("max_length", "ids"),
+    [
+        (11, [2, 4, 4, 4, 3, 7, 7, 3, 5, 5, 3]),
+        (10, [2, 4, 4, 4, 3, 7, 3, 5, 5, 3]),
+        (9, [2, 4, 4, 3, 7, 3, 5, 5, 3]),
+        (7, [2, 4, 3, 7, 3, 5, 3]),
+    ],
+)
+def test_a_third_segment_comes_after_the_second_and_both_are_cut_as_one(max_length, ids):
+    encoded = WordPiece(SMALL).encode(["pain pain pain", ""], ["no no", ""], ["fell fell", ""], max_length=max_length)
+
+    assert encoded.input_ids.to_list() == [ids, [2, 3, 3, 3]]
+    segments = encoded.segment_ids.to_list()
+    assert segments[0] == sorted(segments[0])
+    assert [segments[0].count(n) for n in (1, 2)] == [1 + ids.count(7), 1 + ids.count(5)]
+    assert segments[1] == [0, 0, 1, 2]
+    assert encoded.truncated.numpy().tolist() == [max_length < 11, False]
+
+
 @pytest.mark.parametrize("max_length", [3, 4, 5, 6, 7, 8, 11, 16, 31, 512])
 def test_pairs_are_truncated_longest_first_as_the_reference_does(bert_tokenizer, max_length):
     rng = random.Random(max_length)
