@@ -27,6 +27,7 @@ def outcome(outputs: Outputs) -> dict[str, Any]:
         found["per_label"] = metrics.get("per_label")
         found["baseline"] = metrics.get("baseline")
         found["paired"] = metrics.get("paired")
+        found["documents"] = metrics.get("documents")
         found["gates"] = gates.get("gates")
         found["evaluation"] = outputs["evaluator"]["evaluation"][0].uri
         if not gates.get("blessed", False):

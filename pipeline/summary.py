@@ -71,8 +71,14 @@ def _print_metrics(console: Console, record: dict[str, Any]) -> None:
     table = Table(title="metrics", title_justify="left", box=None, header_style="bold")
     for column in ("", "model", "95 % interval", "SVM", "difference to TF-IDF + SVM"):
         table.add_column(column, no_wrap=True)
-    baseline, paired = record.get("baseline") or {}, record.get("paired") or {}
-    for name, metric in record["metrics"].items():
+    metrics, baseline, paired = record["metrics"], record.get("baseline") or {}, record.get("paired") or {}
+    if documents := record.get("documents"):
+        metrics = metrics | {"document_f1": documents["model"]}
+        if "baseline" in documents:
+            difference = documents["difference"]
+            baseline = baseline | {"document_f1": documents["baseline"]["value"]}
+            paired = paired | {"document_f1": {**difference, "difference": difference["value"]}}
+    for name, metric in metrics.items():
         if not isinstance(metric, dict) or metric.get("value") is None:
             continue
         low, high = metric.get("low"), metric.get("high")

@@ -32,8 +32,10 @@ from components.config import EvaluationConfig, ExportConfig, Task
 from components.errors import DataError, ServingError
 from components.evaluation import extract, gates, precision, report
 from components.evaluation.baseline import BaselineResult, score_baseline
+from components.evaluation.documents import read_documents
 from components.evaluation.eval_config import OLD, SPAN_SLICE, make_eval_config
 from components.evaluation.rows import read_records
+from components.evaluation.scores import Array
 from components.examples.merge import span_of
 from components.export.paths import float32_dir
 
@@ -106,7 +108,9 @@ class Executor(tfx_executor.Executor):
             baseline = score_baseline(train, files, task, labels, config["pairs"], config["neighbours"])
         fitted = time.monotonic()
         progress.report("evaluate", stage="intervals")
-        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export, config.get("guard", False))
+        documents = read_documents(files) if scoring.multilabel else None
+        guard = config.get("guard", False)
+        metrics, bounds = _judge(path, scoring, evaluation, baseline, blessed, export, guard, documents)
         logging.info(
             "Evaluated %d rows: TFMA %.1f s, baseline %.1f s, bootstrap and gates %.1f s.",
             metrics["examples"],
@@ -208,6 +212,7 @@ def _judge(
     blessed: _Blessed,
     export: ExportConfig | None,
     guard: bool,
+    documents: Array | None,
 ) -> tuple[dict[str, Any], list[gates.Bound]]:
     """Puts the figures together, checks the gates, on old spans too where they are guarded, writes both files."""
     candidate = next(name for name, spec in scoring.specs.items() if not spec.is_baseline)
@@ -217,7 +222,9 @@ def _judge(
     metrics: dict[str, Any] = {"split": evaluation.split}
     metrics |= report.model_report(figures, predictions, scoring, evaluation.bootstrap_samples)
     metrics |= {"baseline": None, "baseline_per_label": None, "baseline_rows": None, "paired": None}
-    metrics |= {"blessed": None, "blessed_per_label": None}
+    metrics |= {"blessed": None, "blessed_per_label": None, "documents": None}
+    if documents is not None:
+        metrics["documents"] = report.document_report(documents, predictions, baseline, evaluation.bootstrap_samples)
     baselines: dict[str, gates.Figures] = {}
     blesseds: dict[str, gates.Figures] = {}
     guarded = _old_spans(figures, evaluation.min_span_rows) if guard else []

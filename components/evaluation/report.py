@@ -16,6 +16,7 @@ from tfx.dsl.io import fileio
 from components.errors import DataError
 from components.evaluation import bootstrap, scores
 from components.evaluation.baseline import BaselineResult
+from components.evaluation.documents import document_scores
 from components.evaluation.eval_config import LABEL_SLICE, LENGTH_SLICE, SPAN_SLICE
 from components.evaluation.extract import PREDICTIONS, Scoring
 from components.evaluation.gates import Figures
@@ -124,7 +125,22 @@ def paired_report(predictions: Predictions, baseline: BaselineResult, samples: i
     return {
         name: {"difference": number(difference), "low": number(low), "high": number(high)}
         for name, (difference, low, high) in differences.items()
-        if name in ("macro_f1", "accuracy")
+        if name in ("accuracy", "macro_f1", "micro_f1")
+    }
+
+
+def document_report(
+    documents: Array, predictions: Predictions, baseline: BaselineResult | None, samples: int
+) -> dict[str, Any] | None:
+    """`documents` of metrics.json: F1 by document of the model, the baseline and their difference, each with its
+    interval (`components.evaluation.documents`); None where no row has a label."""
+    if not predictions.truth.any():
+        return None
+    decision = None if baseline is None else baseline.decision
+    found = document_scores(documents, predictions.truth, predictions.decision, decision, max(samples, 1), SEED)
+    return {
+        name: {"value": number(value), "low": number(low), "high": number(high)}
+        for name, (value, low, high) in found.items()
     }
 
 

@@ -219,7 +219,7 @@ def test_rows_with_several_labels_are_scored_on_the_models_own_mask(workshop, pr
     said, truth = generator.random((50, 3)).astype(np.float32), generator.random((50, 3)) < 0.4
     thresholds = (0.2, 0.5, 0.8)
     rows = [
-        {"text": text, "labels": [name for name, true in zip(names, row, strict=True) if true]}
+        {"text": text, "id": text[:2], "labels": [name for name, true in zip(names, row, strict=True) if true]}
         for text, row in zip(texts(50), truth, strict=True)
     ]
     examples = workshop.examples({"train": rows[:5], "eval": rows[:5], "test": rows})
@@ -230,6 +230,12 @@ def test_rows_with_several_labels_are_scored_on_the_models_own_mask(workshop, pr
     assert_figures_of_masks(result.metrics, truth, decided, names)
     assert result.files == ["BLESSED"]
     assert [result.metrics[name] for name in ("confusion", "baseline", "paired", "blessed")] == [None] * 4
+    by_document = [mask.reshape(5, 10, 3).any(1) for mask in (truth, decided)]
+    mean = [(by_document[0] & by_document[1]).sum(1) / mask.sum(1) for mask in by_document]
+    recall, precision = np.mean(mean, axis=1)
+    figure = result.metrics["documents"]["model"]
+    assert figure["value"] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-8)
+    assert figure["low"] <= figure["value"] <= figure["high"]
     slices = {part["slice"]: part["examples"] for part in result.metrics["slices"]}
     assert [slices[f"label={name}"] for name in names] == truth.sum(0).tolist()
 
