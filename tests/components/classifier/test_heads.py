@@ -130,9 +130,9 @@ def reference(head, x, segments):
         for group in groups:
             inner = np.tanh(group @ head.hidden_score.kernel.numpy() + head.hidden_score.bias.numpy())
             weight = np.exp(inner @ head.score.kernel.numpy())
-            pooled.append((group * weight / weight.sum()).sum(0))
+            pooled.append((group * weight).sum(0) / max(weight.sum(), 1e-9))
         return np.concatenate(pooled)
-    return np.concatenate([group.max(0) for group in groups])
+    return np.concatenate([group.max(0, initial=0) for group in groups])
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3])
