@@ -111,8 +111,8 @@ def attend(qkv: Tensor, place: Layout, heads: int, dropout: Callable[[Tensor], T
     block, mask = padded(qkv, place, longest)  # (B, L, 3H), (B, L)
     block = ops.reshape(block, (-1, longest, 3, heads, size))
     block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
-    query, key, value = block[0] * (1.0 / math.sqrt(size)), block[1], block[2]
-    scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
+    query, key, value = ops.unstack(block, 3)  # not by index: the gradient of each slice would be a whole block
+    scores = ops.matmul(query * (1.0 / math.sqrt(size)), ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
     scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), _MASKED)
     weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
     if dropout is not None:

@@ -58,7 +58,9 @@ def shifted(x: Tensor, rows: Tensor, left: int, right: int) -> list[Tensor]:
             views.append(x)
             continue
         same_text = ops.equal(padded_rows[offset : offset + tokens], rows)
-        views.append(padded[offset : offset + tokens] * ops.cast(same_text, x.dtype)[:, None])
+        # ops.slice, whose gradient is a padding, and not an index, whose gradient fills zeros one by one.
+        view = ops.slice(padded, (offset, 0), (tokens, x.shape[1]))
+        views.append(view * ops.cast(same_text, x.dtype)[:, None])
     return views
 
 
