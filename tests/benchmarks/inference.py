@@ -176,6 +176,11 @@ class Contestant:
                 return json.loads(line)
         raise SystemExit(f"{self.name} ended:\n{self._log.read_text()[-2000:]}")
 
+    def peak_mib(self) -> float:
+        """The most memory that it has held (Linux only: /proc)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -317,6 +322,7 @@ def run(contestants: list[Contestant], geometry: dict[str, Any], arguments: argp
             speeds = {order: measure(contestants, part, batch, arguments.repeats) for order, part in orders.items()}
             title = f"{kind}, batch {batch}: {len(texts)} texts of {lengths.mean():.0f} tokens; texts/s"
             report(title, speeds, float(lengths.mean()), flops, peak)
+    print("\npeak memory, MiB: " + ", ".join(f"{c.name} {c.peak_mib():.0f}" for c in contestants))
 
 
 if __name__ == "__main__":
