@@ -20,6 +20,7 @@ from threading import Event
 from typing import Any, Literal
 
 from components.errors import PushError
+from components.push import base_path
 from pipeline import versions
 from pipeline.retraining.config import WatchConfig
 from pipeline.retraining.launch import Stopped
@@ -140,7 +141,7 @@ class ServerWatch:
                 raise Stopped
             if not self._is_live(version):
                 _log.info("version %d is not the live one any more; it is watched no longer", version)
-                return None
+                return self._rolled_back(version)
             seen = self._look(version)
             now = self._clock()
             if seen.reached:
@@ -172,13 +173,27 @@ class ServerWatch:
             found.number == version and found.state == "live" for found in versions.list_versions(self._serving_dir)
         )
 
+    def _rolled_back(self, version: int) -> str | None:
+        """Why it was rolled back, by hand or by a watch that was killed right after; None where another replaced it."""
+        if version not in base_path.rolled_back(self._serving_dir):
+            return None
+        journal = base_path.read_journal(self._serving_dir)
+        entries = [item for item in journal if (item.get("version"), item["event"]) == (version, "rollback")]
+        if not entries:
+            return "it was rolled back"
+        return _reason_and_live(entries[-1].get("reason") or "it was rolled back", entries[-1].get("to"))
+
     def _roll_back(self, version: int, reason: str) -> str:
         try:
             back = versions.rollback(self._serving_dir, reason=reason)
         except PushError as error:
             _log.error("version %d stays live: %s", version, error)
             return f"{reason}; it stays live, for it could not be rolled back: {error}"
-        return f"{reason}; version {back} is live again"
+        return _reason_and_live(reason, back)
+
+
+def _reason_and_live(reason: str, live: int | None) -> str:
+    return f"{reason}; version {live} is live again"
 
 
 class Server:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from components.push.base_path import published, read_journal
+from pipeline.records import read_records
 from pipeline.retraining.config import WatchConfig
 from pipeline.retraining.launch import Stopped
 from pipeline.retraining.watch import Counts, Seen, Server, ServerWatch, judge, read_counts
@@ -137,6 +138,31 @@ def test_version_that_another_has_replaced_is_watched_no_longer(serving_dir: Pat
     (serving_dir / "3").mkdir()
     reason, clock = watched(serving_dir, [Seen(True, END, 3)])
     assert (reason, clock.now) == (None, 0.0)
+
+
+def test_rollback_whose_watch_was_killed_before_it_could_tell_is_told_by_the_next(make_project) -> None:
+    """Killed between the rollback and the settling of the run: the next look settles it as rolled back."""
+    project = make_project()
+    project.scheduler().look()
+    project.add_span(1)
+    project.pass_time(days=1)
+
+    class Killed(BaseException):
+        pass
+
+    class KilledWatch(ServerWatch):
+        def _roll_back(self, version: int, reason: str) -> str:
+            super()._roll_back(version, reason)
+            raise Killed
+
+    arguments = (WatchConfig(target="host:1"), "m", project.config.serving_dir, lambda version: Seen(True, END, 3))
+    with pytest.raises(Killed):
+        project.scheduler(watch=KilledWatch(*arguments)).look()
+    run = project.scheduler(watch=ServerWatch(*arguments)).look().run
+    [live] = published(project.config.serving_dir)
+    reason = f"version {run.result['version']} failed to load (status code 3); version {live} is live again"
+    assert (run.status, run.result["rolled_back"]) == ("rolled_back", reason)
+    assert read_records(project.root)[-1]["rolled_back"] == reason
 
 
 def test_watch_stops_when_told(serving_dir: Path) -> None:
