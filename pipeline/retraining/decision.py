@@ -72,12 +72,14 @@ class OpenRun:
     Attributes:
       number: its row in the state.
       not_before: when it may be tried again; None: it was interrupted, at once.
+      watching: it has pushed a version, which is live already and must be watched.
     """
 
     number: int
     reason: str
     attempts: int
     not_before: dt.datetime | None = None
+    watching: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,9 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
 
 
 def _go_on(now: dt.datetime, schedule: ScheduleConfig, run: OpenRun) -> Decision:
+    if run.watching:  # nothing holds it: the version is live, and only a watch can roll it back
+        text = f"the watch after the push goes on: {run.reason}"
+        return Decision(True, text, (Finding("open run", True, text),), resume=run.number)
     again = f"attempt {run.attempts + 1} of {schedule.attempts}: {run.reason}"
     quiet = cron.quiet_until(schedule.quiet_hours, schedule.time_zone, now)
     if quiet is not None:

@@ -415,7 +415,7 @@ def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
 
 def open_run_of(run: Run | None) -> OpenRun | None:
     """The same for a decision."""
-    return None if run is None else OpenRun(run.id, run.reason, run.attempts, run.not_before)
+    return None if run is None else OpenRun(run.id, run.reason, run.attempts, run.not_before, run.status == "watching")
 
 
 def _text(moment: dt.datetime) -> str:

@@ -167,27 +167,31 @@ def test_what_holds_a_run_leaves_its_trigger_for_later(schedule, started, ended,
     assert decision.check_at == (None if again is None else at(again))
 
 
+ATTEMPT, WATCH = "attempt 2 of 3: span 1 is new", "the watch after the push goes on: span 1 is new"
+
 OPEN_TABLE = [
-    # what                                  schedule                           not before  run
-    ("interrupted: goes on at once",        {},                                None,       True),
-    ("a pause or cap does not hold it",     {"max_runs_a_day": 1},             None,       True),
-    ("quiet hours do",                      {"quiet_hours": ["11:00-13:00"]},  None,       False),
-    ("failed: waits for its time",          {"retry_after_s": 3600},           "25 12:30", False),
-    ("its time has come",                   {"retry_after_s": 3600},           "25 12:00", True),
-    ("the clock was set back meanwhile",    {"retry_after_s": 3600},           "26 12:00", True),
+    # what                                  schedule                           not before  watching run    reason
+    ("interrupted: goes on at once",        {},                                None,       False,   True,  ATTEMPT),
+    ("a pause or cap does not hold it",     {"max_runs_a_day": 1},             None,       False,   True,  ATTEMPT),
+    ("quiet hours do",                      {"quiet_hours": ["11:00-13:00"]},  None,       False,   False, f"{ATTEMPT}; held by quiet hours"),
+    ("but not while its version is live",   {"quiet_hours": ["11:00-13:00"]},  None,       True,    True,  WATCH),
+    ("nor does the cap then",               {"max_runs_a_day": 1},             None,       True,    True,  WATCH),
+    ("failed: waits for its time",          {"retry_after_s": 3600},           "25 12:30", False,   False, ATTEMPT),
+    ("its time has come",                   {"retry_after_s": 3600},           "25 12:00", False,   True,  ATTEMPT),
+    ("the clock was set back meanwhile",    {"retry_after_s": 3600},           "26 12:00", False,   True,  ATTEMPT),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("schedule", "not_before", "run"), [row[1:] for row in OPEN_TABLE],
+@pytest.mark.parametrize(("schedule", "not_before", "watching", "run", "reason"), [row[1:] for row in OPEN_TABLE],
                          ids=[row[0] for row in OPEN_TABLE])  # fmt: skip
-def test_open_run_comes_before_any_new_one(schedule, not_before, run) -> None:
+def test_open_run_comes_before_any_new_one(schedule, not_before, watching, run, reason) -> None:
     observed = Observed(
         spans=(S1,), started=(at("25 11:00"),),
-        open_run=OpenRun(5, "span 1 is new", 1, None if not_before is None else at(not_before)),
+        open_run=OpenRun(5, "span 1 is new", 1, None if not_before is None else at(not_before), watching),
     )  # fmt: skip
     decision = decide(at("25 12:00"), ScheduleConfig(on_new_span=True, **schedule), WindowConfig(), observed)
     assert (decision.run, decision.resume, decision.triggers) == (run, 5, ())
-    assert "attempt 2 of 3: span 1 is new" in decision.reason
+    assert decision.reason.startswith(reason)
 
 
 def test_several_triggers_make_one_run() -> None:

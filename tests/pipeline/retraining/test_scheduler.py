@@ -195,13 +195,15 @@ def test_watched_version_that_is_rolled_back_settles_the_run_and_marks_its_recor
     assert records.read_records(project.root)[-1]["rolled_back"] == "error share 0.5 > 0.01"
 
 
-def test_watch_that_is_interrupted_goes_on_at_the_next_look(project) -> None:
+@pytest.mark.parametrize("settings", [(), ("schedule.quiet_hours=['02:00-09:00']",)])
+def test_watch_that_is_interrupted_goes_on_at_the_next_look(project, make_project, settings) -> None:
     def stopped(version, stop):
         raise Stopped
 
     with pytest.raises(Stopped):
         project.scheduler(watch=stopped).look()
     assert statuses(project) == ["watching"]
+    project.config = make_project(*settings).config
     seen = []
     run = project.scheduler(watch=lambda version, stop: seen.append(version)).look().run
     assert run.status == "pushed"
