@@ -188,7 +188,10 @@ class State:
                 for position, trigger in enumerate(decision.triggers):
                     self._trigger(trigger, now, number, None, position)
                 self._skip(decision.skipped, now)
-                self._set("cron_since", _text(now))
+                # Only as far as what is answered: a due time whose jitter has not passed yet is still to come.
+                for trigger in decision.triggers:
+                    if trigger.startswith("cron:"):
+                        self._set("cron_since", trigger.removeprefix("cron:"))
                 if decision.newest is not None:
                     self._handled(decision.newest)
         except sqlite3.IntegrityError:

@@ -1,5 +1,6 @@
 """Looks, one after the other, on a real state and a run that takes milliseconds."""
 
+import datetime as dt
 import json
 import sqlite3
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from components.errors import BusyError, PipelineError
 from pipeline import records
-from pipeline.retraining import launch
+from pipeline.retraining import cron, launch
 from pipeline.retraining.decision import Measurement
 from pipeline.retraining.launch import Request, Stopped
 from pipeline.retraining.state import State
@@ -158,6 +159,22 @@ def test_clock_that_is_set_back_neither_repeats_nor_stalls(make_project) -> None
     assert scheduler.look().run.key.startswith("cron:2026-01-06T04:00")
     ids = [record["run_id"] for record in records.read_records(project.root)]
     assert ids == sorted(set(ids))
+
+
+def test_run_for_a_span_between_a_due_time_and_its_jitter_leaves_the_due_time(make_project) -> None:
+    project = make_project("schedule.cron=0 3 * * *", "schedule.jitter_s=7200")
+    scheduler = project.scheduler()
+    assert scheduler.look().run is not None, "span 0"
+    for day in (2, 3, 4):
+        due = dt.datetime(2026, 11, day, 3, tzinfo=dt.UTC)
+        jitter = cron.jitter(project.config.name, due, 7200)
+        assert jitter > dt.timedelta(seconds=30)
+        project.now = due + dt.timedelta(seconds=30)
+        project.add_span(day)
+        assert scheduler.look().run.key.startswith(f"span:{day}.")
+        project.now = due + jitter
+        assert scheduler.look().run.triggers == (f"cron:{due.isoformat()}",)
+        assert scheduler.look().run is None
 
 
 def test_measurement_out_of_bounds_runs_once_and_is_told(make_project) -> None:
