@@ -98,8 +98,17 @@ class Config(sections.Section):
                 )
         if self.schedule.serving_drift is not None and self.validation.serving_logs is None:
             raise ValueError("schedule.serving_drift: name the server's request log in validation.serving_logs")
-        if self.window != retraining.WindowConfig() and "{SPAN}" not in next(iter(self.data.splits.values())):
-            raise ValueError("window: the data has no spans; write {SPAN} in every glob of data.splits")
+        if self.validation.length_skew is not None and self.validation.serving_logs is None:
+            raise ValueError("validation.length_skew: name the server's request log in validation.serving_logs")
+        if "{SPAN}" not in next(iter(self.data.splits.values())):
+            if self.window != retraining.WindowConfig():
+                raise ValueError("window: the data has no spans; write {SPAN} in every glob of data.splits")
+            for name in ("label_drift", "length_drift"):
+                if getattr(self.validation, name) is not None:
+                    raise ValueError(
+                        f"validation.{name}: it is against the span before, and the data has no spans; write {{SPAN}} "
+                        "in every glob of data.splits"
+                    )
         return self
 
     def _check_search(self, tuner: sections.TunerConfig) -> None:

@@ -20,6 +20,7 @@ from pipeline.config import Config
 
 _ROOT = Path(__file__).resolve().parent.parent
 # Packages whose version decides what a run computes; the lock pins the rest along with them.
+_CODE = (".py", ".txt")  # and what stands beside the code that it reads: rules of WordPiece, ops of the export
 _PACKAGES = (
     "tfx",
     "tensorflow",
@@ -113,7 +114,7 @@ def code_fingerprint(*parts: str) -> str:
             digest.update(f"{package} is not installed\n".encode())
     for part in parts or ("pipeline", "components", "serving"):
         path = _ROOT / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(f for f in path.rglob("*") if f.suffix in _CODE) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(_ROOT)} {file_hash(file)}\n".encode())
     return digest.hexdigest()
 

@@ -113,7 +113,12 @@ def run(
             continue
         if node.pipeline_node.execution_options.run.perform_snapshot:
             with explained(step_id(node)), metadata.Metadata(connection) as handle:
-                partial_run_utils.snapshot(handle, ir)
+                try:
+                    partial_run_utils.snapshot(handle, ir)
+                except LookupError as error:
+                    raise PipelineError(
+                        f"--from {from_step}: no earlier run in this root did the steps before it; leave --from out"
+                    ) from error
         with log(step_id(node)) if log is not None and not is_resolver(node) else nullcontext():
             _launch_again(ir, deployment, connection, node, listener, result, tries or LocalConfig())
     return result

@@ -35,7 +35,7 @@ def freeze_schema(config: Config, output: Path) -> None:
     """Writes the newest schema that the pipeline inferred to `output`.
 
     Raises:
-      PipelineError: there is none yet, or the file exists already.
+      PipelineError: there is none yet, or the file exists already or cannot be written.
     """
     found = sorted(
         (config.root / "artifacts" / "schema" / "schema").glob("*/schema.pbtxt"), key=lambda path: int(path.parent.name)
@@ -49,4 +49,9 @@ def freeze_schema(config: Config, output: Path) -> None:
         "# tighten their domains, add drift_comparator or skew_comparator, then name this file in\n"
         "# [validation] schema_file of the configuration.\n"
     )
-    output.write_text(header + found[-1].read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        output.write_text(header + found[-1].read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(
+            f"{output} cannot be written ({error.strerror}); give another file with --output"
+        ) from error

@@ -97,7 +97,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             serving_logs.write_statistics(
                 pipeline, config["serving_logs"], config["vocab_file"], config["lower_case"], path
             )
-        return tfdv.load_stats_binary(path)
+        found = tfdv.load_stats_binary(path)
+        if not found.datasets[0].num_examples:
+            raise DataError(
+                f"validation.serving_logs: {config['serving_logs']} holds no text (`text` of a Predict request); log "
+                "such requests on the model server, or take the key out of the configuration"
+            )
+        return found
 
 
 class DataGateSpec(ComponentSpec):
@@ -143,9 +149,11 @@ class DataGate(base_beam_component.BaseBeamComponent):
         logs_fingerprint: of the serving logs, so that new ones are not answered from the cache.
         code: a fingerprint of this step's code, likewise.
         """
+        # A curated schema may hold a skew_comparator of its own.
+        compares = validation.length_skew is not None or validation.schema_file is not None
         config = {
             "validation": validation.model_dump(mode="json", exclude={"schema_file", "serving_logs"}),
-            "serving_logs": validation.serving_logs if validation.length_skew is not None else None,
+            "serving_logs": validation.serving_logs if compares else None,
             "logs_fingerprint": logs_fingerprint,
             "task": task,
             "labels": list(labels),

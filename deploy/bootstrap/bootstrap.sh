@@ -71,6 +71,7 @@ if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
   [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 fi
 [ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
+export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$root/.tools/cache/pip}
 export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_NO_CONFIG=1
 export UV_BUILD_CONSTRAINT=$here/build.txt UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
 install_project() {  # the checkout itself; its entry points and names follow pyproject.toml

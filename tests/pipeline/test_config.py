@@ -86,6 +86,15 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        (
+            "validation.length_skew=0.1",
+            "length_skew: name the server's request log in validation.serving_logs",
+        ),
+        (
+            "validation.label_drift=0.1",
+            "label_drift: it is against the span before, and the data has no spans",
+        ),
+        ("validation.length_drift=0.1", "validation.length_drift: it is against the span before"),
         ("training.ephocs=3", "training.ephocs: is not a known key; did you mean 'epochs'?"),
         ("data.columns.txt='a'", "data.columns.txt: is not a known key; did you mean 'text'?"),
         ("training.epochs=0", "training.epochs: Input should be greater than 0; 0 given"),

@@ -73,6 +73,16 @@ def test_code_fingerprint_is_that_of_the_named_part() -> None:
     assert part == code_fingerprint("components/schema")
 
 
+def test_code_fingerprint_follows_code_and_what_code_reads_beside_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.fingerprint._ROOT", tmp_path)
+    (tmp_path / "part" / "__pycache__").mkdir(parents=True)
+    found = []
+    for name in ("code.py", "rules.txt", "__pycache__/code.pyc"):
+        (tmp_path / "part" / name).write_text("one")
+        found.append(code_fingerprint("part"))
+    assert found[0] != found[1] == found[2]
+
+
 def test_second_run_on_a_root_is_refused_with_the_holder_named(tmp_path: Path) -> None:
     refused = pytest.raises(BusyError, match=rf"another run \(process {os.getpid()}\) holds the pipeline root")
     with root_lock(tmp_path, wait=False), refused, root_lock(tmp_path, wait=False):

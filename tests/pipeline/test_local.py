@@ -52,7 +52,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory):
 class Run:
     """One run of the two steps in a folder; what happened, in order."""
 
-    def __init__(self, module, folder: Path, fail: int, kind: str = "disk", **tries: object) -> None:
+    def __init__(
+        self, module, folder: Path, fail: int, kind: str = "disk", from_step: str | None = None, **tries: object
+    ) -> None:
         first = module.first(folder=str(folder), fail=fail, kind=kind).with_id("examples")
         second = module.second(examples=first.outputs["examples"]).with_id("statistics")
         graph = pipeline.Pipeline(
@@ -66,7 +68,7 @@ class Run:
             try:
                 local.run(
                     graph, lambda step, event, _: self.events.append((step, event)), tries=LocalConfig(**tries),
-                    log=lambda step: step_log(folder / "run" / f"{step}.log"),
+                    log=lambda step: step_log(folder / "run" / f"{step}.log"), from_step=from_step,
                 )  # fmt: skip
             except local.StepError as error:
                 self.error = error
@@ -78,6 +80,14 @@ class Run:
 
 DONE = [("examples", "done"), ("statistics", "started"), ("statistics", "done")]
 AGAIN = [("examples", "started"), ("examples", "failed"), ("examples", "again")]
+
+
+def test_a_part_of_the_graph_needs_a_run_before_it(steps, tmp_path: Path) -> None:
+    alone = Run(steps, tmp_path, fail=0, from_step="statistics")
+    assert str(alone.error).startswith("--from statistics: no earlier run in this root did the steps before it")
+    assert Run(steps, tmp_path, fail=0).error is None
+    after = Run(steps, tmp_path, fail=0, from_step="statistics")
+    assert (after.error, after.events) == (None, [("statistics", "started"), ("statistics", "done")])
 
 
 def test_step_that_fails_in_passing_is_tried_again_and_the_run_goes_on(steps, tmp_path: Path) -> None:
