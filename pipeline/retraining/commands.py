@@ -119,14 +119,30 @@ def schedule_status(
         print(f"  no run for {entry['trigger']}: {entry['reason']}")
 
 
-def schedule_retry(config: ConfigPath, set_: Overrides = None) -> None:
+def schedule_retry(
+    config: ConfigPath,
+    set_: Overrides = None,
+    span: Annotated[
+        int | None, typer.Option("--span", help="Instead: take this span, whose data was refused, for new again.")
+    ] = None,
+) -> None:
     """Give the last run that failed for good all its attempts again; the next look starts it."""
     from components.errors import PipelineError
+    from pipeline.retraining.decision import span_of
     from pipeline.retraining.state import State
 
     loaded = _load(config, set_)
     state = State(loaded.root)
     try:
+        if span is not None:
+            refused = sorted({str(span_of(item)) for item in state.refused()}, key=int)
+            if not state.readmit(span):
+                listed = ", ".join(refused) or "none"
+                raise PipelineError(
+                    f"{loaded.root}: span {span} was not refused for its data; those that were: {listed}"
+                )
+            print(f"span {span} is new again at the next look")
+            return
         failed = next((run for run in state.runs() if run.status == "failed"), None)
         if failed is None:
             raise PipelineError(f"{loaded.root}: no scheduled run has failed, so there is nothing to try again")

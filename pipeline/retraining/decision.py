@@ -49,6 +49,12 @@ class Span:
         return f"span {self.number}" + ("" if self.version is None else f" version {self.version}")
 
 
+def span_of(trigger: str) -> int | None:
+    """The number of the span that a trigger stands for; None where it stands for something else."""
+    kind, _, rest = trigger.partition(":")
+    return int(rest.split(":")[0].split(".")[0]) if kind == "span" else None
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A value of the live version `live`, measured on `evidence` (a digest of what it was measured on)."""
@@ -195,7 +201,7 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
     )  # fmt: skip
     if not firing:
         return replace(decision, reason="nothing is due: " + "; ".join(item.text for item in findings if item.text))
-    due = "; ".join(finding.text for finding, _ in firing)
+    due = "; ".join([*(finding.text for finding, _ in firing), *_left_out(window, spans, plan)])
     if plan.newest is None:
         waits = "; ".join(spans.waiting[:3]) or "no span is there, or every one is left out"
         return replace(decision, reason=f"due ({due}), but there is nothing to learn from: {waits}")
@@ -290,6 +296,13 @@ def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _
         if span.number not in members
     ]
     return _Plan(newest, tuple(span for span in pending if span.number in members), tuple(skipped))
+
+
+def _left_out(window: WindowConfig, spans: _Sorted, plan: _Plan) -> list[str]:
+    """Says which spans the window lacks because their data was refused; empty where it lacks none."""
+    reached = window_members(window, [*(span.number for span in spans.usable), *spans.refused], plan.newest)
+    refused = [str(number) for number in reached if number in set(spans.refused)]
+    return [f"without span {', '.join(refused)}, whose data was refused"] if refused else []
 
 
 def _is_enough(window: WindowConfig, members: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.retraining.decision import Measurement
 # Kinds of error that the same data and configuration would meet again.
 _REFUSALS = ("DataError",)
 _LASTING = ("ConfigError", "CheckpointError", *_REFUSALS)
+_INGEST = re.compile(r"examples_(\d+)")  # the step that reads one span of a window
 
 
 def status_of(record: dict[str, Any]) -> str:
@@ -28,6 +30,12 @@ def is_refused_data(record: dict[str, Any]) -> bool:
     return record.get("status") == "failed" and record.get("error_kind") in _REFUSALS
 
 
+def refused_span(result: dict[str, Any]) -> int | None:
+    """The span whose data was refused; None where the step that refused it saw the whole window."""
+    step = _INGEST.fullmatch(result.get("step") or "")
+    return None if step is None else int(step[1])
+
+
 def may_pass(record: dict[str, Any]) -> bool:
     """Whether a failure may be gone at the next attempt."""
     return record.get("error_kind") not in _LASTING
@@ -41,6 +49,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "version": record.get("version"),
         "error": record.get("error"),
         "error_kind": record.get("error_kind"),
+        "step": record.get("step"),
         "cause": cause(record),
         "metrics": {name: facts.get("value") for name, facts in (record.get("metrics") or {}).items() if facts},
     }

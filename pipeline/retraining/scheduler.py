@@ -22,7 +22,7 @@ from components.errors import BusyError, PipelineError
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes
 from pipeline.retraining import launch, observe, results
-from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause
+from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause, span_of
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
 from pipeline.spans import has_spans
@@ -193,14 +193,28 @@ class Scheduler:
         return self._close(state, run, "pushed", summary)
 
     def _close(self, state: State, run: Run, status: str, summary: dict[str, Any]) -> Run:
-        bad_data = results.is_refused_data(summary)
-        refused = [item for item in run.triggers if bad_data and item.startswith("span:")]
+        refused, released = self._refused(state, run, summary)
         body = results.body(self._config.name, self._config.root, run, status, summary, self._clock())
         events = [(event, {**body, "event": event}) for event in results.events(status)]
-        state.settle(run, status, self._clock(), summary, events, refused)
+        state.settle(run, status, self._clock(), summary, events, refused, released)
         if self._after_run is not None:
             self._after_run()
         return state.get(run.id)
+
+    def _refused(self, state: State, run: Run, result: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """The triggers of spans whose data was refused, and those of the run that are to be answered without them."""
+        if not results.is_refused_data(result):
+            return [], []
+        spans = {item: span_of(item) for item in run.triggers if item.startswith("span:")}
+        number = results.refused_span(result)
+        if number is None:
+            return list(spans), []
+        refused = [item for item in spans if spans[item] == number]
+        if not refused:  # an earlier run has seen it; if it was corrected meanwhile, that is a trigger of its own
+            known = state.handled()
+            there = self._find(self._clock())
+            refused = [span.trigger for span in there if span.number == number and span.trigger in known]
+        return refused, [item for item in run.triggers if item not in refused] if refused else []
 
     def _find(self, now: dt.datetime, save: bool = False) -> tuple[Span, ...]:
         hashes = FileHashes(self._config.root / "file_hashes.json")

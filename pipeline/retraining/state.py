@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PipelineError
-from pipeline.retraining.decision import Decision, Measurement, OpenRun, Span
+from pipeline.retraining.decision import Decision, Measurement, OpenRun, Span, span_of
 
 FILE = "schedule.sqlite"
 _VERSION = 1
@@ -244,12 +244,13 @@ class State:
 
     def settle(
         self, run: Run, status: str, now: dt.datetime, result: dict[str, Any],
-        events: Sequence[tuple[str, dict[str, Any]]] = (), refused: Sequence[str] = (),
+        events: Sequence[tuple[str, dict[str, Any]]] = (), refused: Sequence[str] = (), released: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """The run has ended; its notifications are queued in the same transaction, so that none is lost or doubled.
 
         Args:
-          refused: the triggers among its own whose spans' data was refused.
+          refused: the triggers of spans whose data was refused; not always its own.
+          released: the triggers among its own that another run is to answer.
         """
         with self._transaction():
             self._db.execute(
@@ -259,7 +260,18 @@ class State:
             self._db.executemany(
                 "UPDATE triggers SET note = 'refused data' WHERE id = ?", [(item,) for item in refused]
             )
+            for trigger in released:
+                self._release(trigger, run)
             self._queue(events, now)
+
+    def readmit(self, span: int) -> bool:
+        """Forgets that the data of a span was refused, so that the span is new again; False where it was not."""
+        with self._transaction():
+            cursor = self._db.execute(
+                "DELETE FROM triggers WHERE note = 'refused data' AND (id GLOB ? OR id GLOB ?)",
+                (f"span:{span}.*", f"span:{span}:*"),
+            )
+        return cursor.rowcount > 0
 
     def measured(
         self, found: Iterable[Measurement], now: dt.datetime, evidence: str,
@@ -346,6 +358,15 @@ class State:
 
     def _trigger(self, trigger: str, now: dt.datetime, run: int | None, note: str | None, position: int = 0) -> None:
         self._db.execute("INSERT INTO triggers VALUES (?, ?, ?, ?, ?)", (trigger, _text(now), run, position, note))
+
+    def _release(self, trigger: str, run: Run) -> None:
+        """Takes a trigger for not yet seen."""
+        self._db.execute("DELETE FROM triggers WHERE id = ?", (trigger,))
+        kind, _, rest = trigger.partition(":")
+        if kind == "cron":
+            self._set("cron_since", _text(_time(rest) - dt.timedelta(seconds=1)))
+        elif kind == "span" and run.newest is not None and span_of(trigger) == run.newest:
+            self._set("newest_handled", str(run.newest - 1))
 
     def _handled(self, number: int) -> None:
         before = self._fact("newest_handled")

@@ -92,6 +92,17 @@ def test_retry_gives_a_failed_run_its_attempts_again(call) -> None:
     assert done.stdout.startswith("run 1: pushed; version 7")
 
 
+def test_retry_takes_a_refused_span_for_new_again(call) -> None:
+    refused = {"status": "failed", "error": "span-0: 9 of 10 rows are bad", "error_kind": "DataError"}
+    assert call("schedule", "once", record=refused).exit_code == 3
+    assert call("schedule", "once").stdout.startswith("waits: ")
+    other = call("schedule", "retry", "--span", "1")
+    assert (other.exit_code, "span 1 was not refused for its data; those that were: 0" in other.stderr) == (1, True)
+    assert call("schedule", "retry", "--span", "0").stdout == "span 0 is new again at the next look\n"
+    done = call("schedule", "once", record={"status": "pushed", "run_id": "r1", "version": 7})
+    assert done.stdout.startswith("run 2: pushed; version 7")
+
+
 def test_schedule_that_nothing_can_start_is_bad_usage(call) -> None:
     done = call("schedule", "once", "--set", "schedule.on_new_span=false")
     assert done.exit_code == 2

@@ -16,6 +16,7 @@ from pipeline.retraining import cron, launch
 from pipeline.retraining.decision import Measurement
 from pipeline.retraining.launch import Request, Stopped
 from pipeline.retraining.state import State
+from pipeline.spans import spans_of_run
 
 
 def windows(project) -> list[str]:
@@ -102,6 +103,86 @@ def test_refused_span_is_left_out_of_later_windows_until_it_is_corrected(make_pr
     project.add_span(1, version=2)
     scheduler.look()
     assert windows(project) == ["[0]", "[0, 1]", "[0, 2]", "[0, 1, 2]"]
+
+
+def refuses(project, span: int):
+    """A run whose ingest refuses one span, as long as the span is in its window."""
+
+    def fault(request):
+        window = project.config.window.model_copy(update={"until": request.newest, "exclude": request.exclude})
+        if span in spans_of_run(project.config.data, window):
+            return {
+                "status": "failed",
+                "error": f"span-{span}: bad",
+                "error_kind": "DataError",
+                "step": f"examples_{span}",
+            }
+        return None
+
+    return fault
+
+
+def test_span_that_an_earlier_run_has_seen_is_refused_alone_and_later_spans_go_on_without_it(make_project) -> None:
+    project = make_project("window.last=3")
+    for number in range(1, 6):
+        project.add_span(number)
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 4))  # span 4 was there before the first look
+    scheduler = project.scheduler()
+    runs = [scheduler.look().run, scheduler.look().run]
+    assert scheduler.look().run is None
+    project.add_span(6)
+    runs.append(scheduler.look().run)
+    assert scheduler.look().run is None
+    assert [(run.newest, run.exclude, run.status) for run in runs] == [
+        (5, (), "refused"), (5, (4,), "pushed"), (6, (4,), "pushed"),
+    ]  # fmt: skip
+    assert runs[2].reason == "span 6 version 1 is new; without span 4, whose data was refused"
+    assert windows(project) == ["[3, 4, 5]", "[2, 3, 5]", "[3, 5, 6]"]
+
+
+def test_new_spans_beside_a_refused_one_are_not_blamed(make_project) -> None:
+    project = make_project("window.last=3", "schedule.backlog=newest", "schedule.cron=0 4 * * *")
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 1))
+    project.add_span(1)
+    project.add_span(2)
+    project.pass_time(hours=2)
+    due = "cron:2026-11-01T04:00:00+00:00"
+    refused = scheduler.look().run
+    assert refused.status == "refused"
+    assert refused.triggers[0].startswith("span:1."), "the others are answered by another run"
+    good = scheduler.look().run
+    assert (good.status, good.exclude, good.triggers[0]) == ("pushed", (1,), due)
+    assert [item.split(".")[0] for item in good.triggers[1:]] == ["span:2"]
+    assert scheduler.look().run is None
+
+
+def test_released_span_that_ended_the_window_is_run_before_those_after_it(make_project) -> None:
+    project = make_project("window.last=2")
+    project.add_span(1)
+    scheduler = project.scheduler()
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 0))
+    scheduler.look()
+    project.add_span(2)
+    assert [scheduler.look().run.newest for _ in range(2)] == [1, 2]
+
+
+def test_span_that_was_corrected_while_it_was_refused_is_new(make_project) -> None:
+    project = make_project("window.last=2")
+    project.add_span(1)
+
+    def corrected_meanwhile(request):
+        project.add_span(0, version=2)
+        return {"status": "failed", "error": "span-0: bad", "error_kind": "DataError", "step": "examples_0"}
+
+    project.run.faults = {1: corrected_meanwhile}
+    scheduler = project.scheduler()
+    assert scheduler.look().run.status == "refused"
+    project.run.faults = {}
+    run = scheduler.look().run
+    assert (run.status, run.exclude, run.triggers[0][:9]) == ("pushed", (), "span:0.2:")
+    assert scheduler.look().run is None
 
 
 def test_passing_failure_is_tried_again_later_and_later_and_then_given_up(project) -> None:
