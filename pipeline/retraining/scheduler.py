@@ -25,6 +25,7 @@ from pipeline.retraining import launch, observe, results
 from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause, span_of
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
+from pipeline.retraining.watch import NotRolledBack
 from pipeline.spans import has_spans
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ class Measure(Protocol):
 
 
 class Watch(Protocol):
-    """Watches the model server after a push. Returns why the version was rolled back, or None."""
+    """Watches the model server after a push. Returns why the version was rolled back, or None.
+
+    Raises: NotRolledBack: it stays live though it is bad.
+    """
 
     def __call__(self, version: int, stop: Event) -> str | None: ...
 
@@ -186,7 +190,11 @@ class Scheduler:
         version = summary.get("version")
         reason = None
         if self._watch is not None and isinstance(version, int):
-            reason = self._watch(version, self.stop)
+            try:
+                reason = self._watch(version, self.stop)
+            except NotRolledBack as error:
+                _log.error("%s", error)
+                return self._close(state, run, "failed", {**summary, "cause": str(error)})
         if reason is not None:
             results.annotate_record(self._config.root, summary.get("record"), {"rolled_back": reason})
             return self._close(state, run, "rolled_back", {**summary, "rolled_back": reason})

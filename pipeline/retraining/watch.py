@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from components.errors import PushError
+from components.errors import PipelineError, PushError
 from components.push import base_path
 from pipeline import versions
 from pipeline.retraining.config import WatchConfig
@@ -108,6 +108,10 @@ def judge(config: WatchConfig, version: int, before: Counts | None, seen: Seen) 
     return "serving", ""
 
 
+class NotRolledBack(PipelineError):
+    """A version is bad and stays live, for there is none to go back to, or the base path cannot be written."""
+
+
 class ServerWatch:
     """Watches one server; `scheduler.Watch`.
 
@@ -131,6 +135,7 @@ class ServerWatch:
 
         Raises:
           Stopped: `stop` was set.
+          NotRolledBack: the version should have been rolled back, and could not be.
         """
         config = self._config
         began = last_reached = self._clock()
@@ -187,8 +192,7 @@ class ServerWatch:
         try:
             back = versions.rollback(self._serving_dir, reason=reason)
         except PushError as error:
-            _log.error("version %d stays live: %s", version, error)
-            return f"{reason}; it stays live, for it could not be rolled back: {error}"
+            raise NotRolledBack(f"{reason}; it stays live, for it could not be rolled back: {error}") from None
         return _reason_and_live(reason, back)
 
 

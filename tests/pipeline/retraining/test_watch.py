@@ -15,7 +15,8 @@ from components.push.base_path import published, read_journal
 from pipeline.records import read_records
 from pipeline.retraining.config import WatchConfig
 from pipeline.retraining.launch import Stopped
-from pipeline.retraining.watch import Counts, Seen, Server, ServerWatch, judge, read_counts
+from pipeline.retraining.state import State
+from pipeline.retraining.watch import Counts, NotRolledBack, Seen, Server, ServerWatch, judge, read_counts
 from serving import protos
 from serving.metrics import Metrics
 
@@ -129,9 +130,24 @@ def test_short_silence_is_borne(serving_dir: Path) -> None:
 
 def test_first_version_cannot_be_rolled_back_and_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "serving" / "2").mkdir(parents=True)
-    found, _ = watched(tmp_path / "serving", [Seen(True, END, 3)])
-    assert "it stays live, for it could not be rolled back" in found
+    with pytest.raises(NotRolledBack, match=r"it stays live, for it could not be rolled back: .* no blessed version"):
+        watched(tmp_path / "serving", [Seen(True, END, 3)])
     assert sorted(published(tmp_path / "serving")) == [2]
+
+
+def test_run_whose_version_cannot_be_rolled_back_has_failed_and_can_be_watched_again(project) -> None:
+    arguments = (WatchConfig(target="host:1", watch_s=0.01), "m", project.config.serving_dir)
+    run = project.scheduler(watch=ServerWatch(*arguments, lambda version: Seen(True, END, 3))).look().run
+    assert run.status == "failed"
+    assert run.result["cause"].startswith(f"version {run.result['version']} failed to load (status code 3); it stays")
+    state = State(project.root)
+    [(_, event, body, *_)] = state.outbox()
+    assert (event, body["cause"]) == ("failed", run.result["cause"])
+    state.reopen(run)
+    state.close()
+    serving = ServerWatch(*arguments, lambda version: Seen(True, AVAILABLE))
+    assert project.scheduler(watch=serving).look().run.status == "pushed"
+    assert len(project.effects()) == 1, "nothing was trained again"
 
 
 def test_version_that_another_has_replaced_is_watched_no_longer(serving_dir: Path) -> None:
