@@ -17,6 +17,7 @@ def outcome(outputs: Outputs) -> dict[str, Any]:
         found["data"] = _read(outputs, "examples", "examples", "ingest_report.json")
     if "trainer" in outputs:
         found["training"] = _read(outputs, "trainer", "model_run", "summary.json")
+        found["model"] = next((artifact.uri for artifact in outputs["trainer"].get("model") or []), None)
         found["truncated"] = dict((found["training"] or {}).get("truncated", {}))
     if "evaluator" in outputs:
         metrics = _read(outputs, "evaluator", "evaluation", "metrics.json") or {}

@@ -155,7 +155,7 @@ def schedule_retry(
 def lineage_command(
     config: ConfigPath,
     version: Annotated[int | None, typer.Argument(metavar="[VERSION]", help="Default: the live one.")] = None,
-    span: Annotated[int | None, typer.Option("--span", help="Instead: every version that has seen this span.")] = None,
+    span: Annotated[int | None, typer.Option("--span", help="Instead: every model that has seen this span.")] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""From a version to what it was made of, and from a span to every version that has seen it.
+"""From a version to what it was made of, and from a span to every model that has seen it.
 
 Read from the versions' own folders (`assets.extra/lineage.json`), those that were rolled back included, from the
 journal of the base path and from the runs' records, so that versions long removed are known too.
@@ -7,6 +7,8 @@ journal of the base path and from the runs' records, so that versions long remov
 from __future__ import annotations
 
 import json
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
     """What is known of a version (None: the live one).
 
     Returns:
-      `version`, `state` (live, kept, rolled_back, removed), `spans`, `files`, `code`, `configuration`, `metrics`,
-      `gates`, `artifacts`, `software`, `model`, `pushed_at`, `blessed`, `journal` and `run` (the id of its record).
+      `version`, `state` (live, kept, rolled_back, removed), `spans`, `files`, `revision` and `code` (of the source
+      tree), `configuration`, `warm_start`, `metrics`, `gates`, `artifacts`, `software`, `model`, `pushed_at`,
+      `blessed`, `journal` and `run` (the id of its record).
 
     Raises:
       PushError: there is no such version and never was.
@@ -52,6 +55,7 @@ def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
         "spans": spans_of(data),
         "files": data.get("files") or [],
         "rows": data.get("rows"),
+        "revision": run.get("revision"),
         "code": run.get("code"),
         "fingerprint": run.get("fingerprint") or (record or {}).get("fingerprint"),
         "configuration": run.get("configuration"),
@@ -60,7 +64,7 @@ def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
         "model": (lineage.get("model") or {}).get("sha256"),
         "artifacts": lineage.get("artifacts") or {},
         "software": lineage.get("software") or {},
-        "warm_start": (lineage.get("training") or {}).get("warm_start"),
+        "warm_start": (lineage.get("training") or (record or {}).get("training") or {}).get("warm_start"),
         "run": None if record is None else record["run_id"],
         "trigger": None if record is None else record.get("trigger"),
         "rolled_back": None if record is None else record.get("rolled_back"),
@@ -68,26 +72,74 @@ def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
     }
 
 
+@dataclass(eq=False)
+class _Model:
+    """What a span may have gone into: a version, or a model that a gate or the serving check refused."""
+
+    version: int | None
+    state: str
+    run: str | None
+    data: dict[str, Any]
+    uri: str | None  # of its artifact
+    source: str | None  # the artifact whose weights it started from
+
+    def started_from(self, other: _Model) -> bool:
+        return None not in (self.source, other.uri) and f"{self.source}/".startswith(f"{other.uri}/")
+
+
 def of_span(config: Config, span: int) -> list[dict[str, Any]]:
-    """Every version whose data held a span, the oldest first: version, state, the span's files with their hashes."""
-    found: dict[int, dict[str, Any]] = {}
-    for record in records.read_records(config.root):
-        if isinstance(record.get("version"), int) and span in spans_of(record.get("data") or {}):
-            found[record["version"]] = {"data": record["data"], "run": record["run_id"]}
-    everything = _versions(config.serving_dir)
-    for number, (path, _) in everything.items():
-        lineage = base_path.read_lineage(path) or {}
-        if span in spans_of(lineage.get("data") or {}):
-            found[number] = {"run": None, **found.get(number, {}), "data": lineage["data"]}
+    """Every model that has seen a span: its own data held it, or it started from the weights of one that has seen it.
+
+    Returns:
+      Versions, the oldest first, then the refused models of runs, the oldest first: `version` (None: refused), `state`
+      (as in `of_version`, or refused), `run`, `files` (the span's, with their hashes; empty where its own data did not
+      hold the span) and `started_from` (the versions that it has it from).
+    """
+    models = _models(config)
+    direct = [model for model in models if span in spans_of(model.data)]
+    seen = list(direct)
+    while new := [m for m in models if m not in seen and any(m.started_from(base) for base in seen)]:
+        seen += new
     return [
         {
-            "version": number,
-            "state": everything[number][1] if number in everything else "removed",
-            "run": facts["run"],
-            "files": [file for file in facts["data"].get("files") or [] if file.get("span", span) == span],
+            "version": model.version,
+            "state": model.state,
+            "run": model.run,
+            "files": [
+                file for file in model.data.get("files") or []
+                if model in direct and file.get("span", span) == span
+            ],
+            "started_from": [base.version for base in seen if model.started_from(base)],
         }
-        for number, facts in sorted(found.items())
-    ]
+        for model in models
+        if model in seen
+    ]  # fmt: skip
+
+
+def _models(config: Config) -> list[_Model]:
+    """Versions from their folders and from records; refused models from the records alone."""
+    found: dict[int, _Model] = {}
+    refused = []
+    for record in records.read_records(config.root):
+        version = record.get("version")
+        source = _source(record)
+        model = _Model(version, "removed", record["run_id"], record.get("data") or {}, record.get("model"), source)
+        if isinstance(version, int):
+            found[version] = model
+        elif record.get("status") == "not_blessed":
+            refused.append(replace(model, version=None, state="refused"))
+    for number, (path, state) in _versions(config.serving_dir).items():
+        lineage = base_path.read_lineage(path) or {}
+        known = found.get(number) or _Model(number, state, None, {}, None, None)
+        uri = ((lineage.get("artifacts") or {}).get("model") or {}).get("uri") or known.uri
+        data = lineage.get("data") or known.data
+        found[number] = replace(known, state=state, data=data, uri=uri, source=_source(lineage) or known.source)
+    return [found[number] for number in sorted(found)] + refused
+
+
+def _source(facts: dict[str, Any]) -> str | None:
+    """Of a lineage or a record: the model that the training started from."""
+    return ((facts.get("training") or {}).get("warm_start") or {}).get("source")
 
 
 def spans_of(data: dict[str, Any]) -> list[int]:
@@ -106,9 +158,11 @@ def print_version(found: dict[str, Any], as_json: bool) -> None:
 
     console = report_console()
     console.print(f"version {found['version']}  {found['state']}  pushed {found['pushed_at'] or 'at an unknown time'}")
-    for name in ("path", "run", "trigger", "rolled_back", "code", "fingerprint", "model"):
+    for name in ("path", "run", "trigger", "rolled_back", "revision", "code", "fingerprint", "model"):
         if found[name]:
             console.print(f"  {name:<12} {found[name]}")
+    source = (found["warm_start"] or {}).get("source")
+    console.print(f"  {'warm start':<12} {source or 'none'}", markup=False)
     console.print(f"  {'spans':<12} {', '.join(map(str, found['spans'])) or 'unknown'}")
     for file in found["files"]:
         console.print(f"  {file.get('sha256')}  {file.get('split', '')}  {file.get('file')}", markup=False)
@@ -118,6 +172,9 @@ def print_version(found: dict[str, Any], as_json: bool) -> None:
         console.print(f"  {'held' if gate['passed'] else 'BROKEN':<8} {gate['gate']}  value {gate['value']}")
     for entry in found["journal"]:
         console.print(f"  {entry['at']}  {entry['event']}  by {entry['by']}  {entry['reason']}")
+    if found["configuration"]:
+        console.print("  configuration")
+        console.print(textwrap.indent(json.dumps(found["configuration"], indent=2), "    "), markup=False)
 
 
 def print_span(span: int, found: list[dict[str, Any]], as_json: bool) -> None:
@@ -126,10 +183,13 @@ def print_span(span: int, found: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps({"span": span, "versions": found}))
         return
     if not found:
-        print(f"no version has seen span {span}")
+        print(f"no model has seen span {span}")
     for entry in found:
+        parts = ["no version" if entry["version"] is None else f"version {entry['version']}", entry["state"]]
+        parts.append(f"run {entry['run'] or 'unknown'}")
         hashes = ", ".join(f"{file.get('file')} {str(file.get('sha256'))[:12]}" for file in entry["files"])
-        print(f"version {entry['version']}  {entry['state']}  run {entry['run'] or 'unknown'}  {hashes}")
+        started = [f"started from version {number}" for number in entry["started_from"]]
+        print("  ".join(filter(None, [*parts, hashes, *started])))
 
 
 def _versions(serving_dir: Path) -> dict[int, tuple[Path, str]]:

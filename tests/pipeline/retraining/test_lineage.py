@@ -3,7 +3,7 @@ import json
 import pytest
 
 from components.errors import PushError
-from pipeline import versions
+from pipeline import records, versions
 from pipeline.retraining import lineage
 
 
@@ -50,6 +50,42 @@ def test_span_leads_forward_to_every_version_that_saw_it_rolled_back_or_removed(
     ]  # fmt: skip
 
 
+def test_span_leads_forward_to_refused_models_and_to_what_started_from_one_that_saw_it(make_project, capsys) -> None:
+    """Spans 0, 1, 2, one a run; 0 saw nothing else, 1 was refused, 2 started from 0 and 3 from 2."""
+    project = make_project()
+    sources = {2: "/models/0/Format-Serving", 3: "/models/2/Format-Float32"}
+
+    def run(request, stop, lock):
+        record = project.run(request, stop, lock)
+        source = sources.get(request.newest)
+        training = {"warm_start": source and {"source": source, "tensors": 1}}
+        records.write_record(project.root, {**record, "model": f"/models/{request.newest}", "training": training})
+        return record
+
+    gates = [{"gate": "g", "passed": False}]
+    refused = {"status": "not_blessed", "gates": gates, "data": {"span": 1, "spans": [1], "files": []}}
+    project.run.faults = {1: refused}
+    scheduler = project.scheduler(start=run)
+    for span in range(4):
+        if span:
+            project.add_span(span)
+            project.pass_time(days=1)
+        scheduler.look()
+    first, third, fourth = numbers(project)
+    (project.config.serving_dir / str(first)).rename(project.folder / "away")
+    found = lineage.of_span(project.config, 0)
+    assert [(entry["version"], entry["state"], entry["started_from"]) for entry in found] == [
+        (first, "removed", []), (third, "kept", [first]), (fourth, "live", [third]),
+    ]  # fmt: skip
+    [entry] = lineage.of_span(project.config, 1)
+    assert (entry["version"], entry["state"]) == (None, "refused")
+    assert entry["run"] == records.read_records(project.root)[1]["run_id"]
+    lineage.print_span(1, [entry], as_json=False)
+    assert capsys.readouterr().out == f"no version  refused  run {entry['run']}\n"
+    lineage.print_span(0, found[1:2], as_json=False)
+    assert capsys.readouterr().out.endswith(f"  started from version {first}\n")
+
+
 def test_version_that_never_was_is_named_with_those_that_are(pushed) -> None:
     listed = ", ".join(map(str, numbers(pushed)))
     with pytest.raises(PushError, match=f"there is no version 7; those that there are: {listed}"):
@@ -69,8 +105,15 @@ def test_printed_for_a_person_and_for_a_program(pushed, capsys) -> None:
     out = capsys.readouterr().out
     assert f"version {found['version']}  live" in out
     assert "spans        1, 2" in out
+    assert "warm start   none" in out
     assert found["files"][0]["sha256"] in out
+    known = {"configuration": {"task": "binary"}, "warm_start": {"source": "/models/[1]"}, "revision": "0a1b"}
+    lineage.print_version({**found, **known}, as_json=False)
+    out = capsys.readouterr().out
+    assert '    {\n      "task": "binary"\n    }\n' in out
+    assert "warm start   /models/[1]\n" in out
+    assert "revision     0a1b\n" in out
     lineage.print_span(1, lineage.of_span(pushed.config, 1), as_json=False)
     assert capsys.readouterr().out.count("version ") == 2
     lineage.print_span(9, [], as_json=False)
-    assert capsys.readouterr().out == "no version has seen span 9\n"
+    assert capsys.readouterr().out == "no model has seen span 9\n"
