@@ -25,7 +25,8 @@ class PreviousStatisticsStrategy(resolver.ResolverStrategy):
         span = max((artifact.span for artifact in input_dict["current"]), default=0)
         approved = {statistics for statistics, _ in approvals(store)}
         earlier = [item for item in input_dict["statistics"] if item.span < span and item.id in approved]
-        newest = sorted(earlier, key=lambda artifact: (artifact.span, artifact.id))[-1:]
+        there = [item for item in earlier if fileio.exists(item.uri)]
+        newest = sorted(there, key=lambda artifact: (artifact.span, artifact.id))[-1:]
         return {"current": input_dict["current"], "statistics": newest}
 
 

@@ -137,7 +137,8 @@ def clean(config: Config, now: float | None = None) -> list[Path]:
     """Removes the artifacts that the retention does not keep. Returns their folders.
 
     Kept: those that a version in the model server's base path (rolled back or not) was made from, those of the latest
-    `keep_runs` runs and of the runs of the last `keep_days` days, with what they read. Skipped while a run is going on.
+    `keep_runs` runs and of the runs of the last `keep_days` days, with what they read; and what the next run's data is
+    compared with. Skipped while a run is going on.
 
     Raises:
       PipelineError: the metadata cannot be read, or a folder not be removed.
@@ -175,7 +176,7 @@ def expired(root: Path, serving_dir: Path, keep_runs: int, keep_days: float | No
             number for place, (number, made) in enumerate(runs)
             if place < keep_runs or (keep_days is not None and made is not None and made >= recent)
         ]  # fmt: skip
-        kept = _of_runs(database, kept_runs) | _of_versions(database, serving_dir)
+        kept = _of_runs(database, kept_runs) | _of_versions(database, serving_dir) | _references(database)
         rows = database.execute("SELECT id, uri FROM Artifact WHERE uri IS NOT NULL AND uri != ''").fetchall()
         # An execution that a kept run may have been killed in is newer than that run's first one.
         oldest = database.execute(
@@ -215,6 +216,31 @@ def _of_versions(database: sqlite3.Connection, serving_dir: Path) -> set[int]:
             if name == "model":
                 kept |= _ancestors(database, facts["id"])
     return kept
+
+
+def _references(database: sqlite3.Connection) -> set[int]:
+    """Statistics and schema of the data that was approved last, and of the two newest spans that were approved.
+
+    They are what `components.validation.previous` looks for, however many runs have failed since; two, for a span that
+    is corrected is compared with the one before it.
+    """
+    rows = database.execute(
+        "SELECT i.execution_id, p.step_key, i.artifact_id, coalesce(s.int_value, 0) "
+        "FROM Artifact a JOIN Type t ON t.id = a.type_id "
+        f"JOIN Event o ON o.artifact_id = a.id AND o.type IN {_OUTPUTS} "
+        f"JOIN Event i ON i.execution_id = o.execution_id AND i.type IN {_INPUTS} "
+        "JOIN EventPath p ON p.event_id = i.id AND p.step_key IN ('statistics', 'schema') "
+        "LEFT JOIN ArtifactProperty s ON s.artifact_id = i.artifact_id AND s.name = 'span' "
+        "WHERE t.name = 'DataApproval' ORDER BY i.execution_id"
+    ).fetchall()
+    inputs: dict[int, dict[str, int]] = {}
+    newest: dict[int, int] = {}  # span → the last execution of the gate that approved it
+    for execution, key, artifact, span in rows:
+        inputs.setdefault(execution, {})[key] = artifact
+        if key == "statistics":
+            newest[span] = execution
+    wanted = [newest[span] for span in sorted(newest)[-2:]] + list(inputs)[-1:]
+    return {artifact for execution in wanted for artifact in inputs[execution].values()}
 
 
 def _ancestors(database: sqlite3.Connection, artifact: int) -> set[int]:

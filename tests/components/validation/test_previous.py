@@ -100,9 +100,10 @@ def test_same_span_is_compared_with_the_span_before_it(store: Store) -> None:
     assert store.previous_schema() == [1]
 
 
-def test_schema_that_is_gone_from_the_disk_is_passed_over(store: Store) -> None:
+def test_what_is_gone_from_the_disk_is_passed_over(store: Store) -> None:
     store.run(span=1, approved=True)
     store.run(span=2, approved=True)
     store.run(span=3, approved=True)
     Path(store.schemas[1].uri).rmdir()
-    assert store.previous_schema() == [0]
+    Path(store.statistics[1].uri).rmdir()
+    assert store.previous_schema() == store.previous_statistics() == [0]

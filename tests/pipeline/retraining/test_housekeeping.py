@@ -60,6 +60,34 @@ class Store:
             )
         return made
 
+    def add_gate(self, span: int, approved: bool) -> dict[str, dict]:
+        """One run that ended at the data gate or failed after it."""
+        pb, store = self.pb, self.store
+        self.runs += 1
+        [run] = store.put_contexts([pb.Context(type_id=self.run_type, name=f"run-{self.runs}")])
+        made: dict[str, dict] = {}
+        for step, kind in (("statistics", "ExampleStatistics"), ("schema", "Schema"), ("data_gate", "DataApproval")):
+            execution = pb.Execution(type_id=store.put_execution_type(pb.ExecutionType(name=step)))
+            [number] = store.put_executions([execution])
+            folder = self.root / "artifacts" / step / kind.lower() / str(number)
+            folder.mkdir(parents=True)
+            type_id = store.put_artifact_type(pb.ArtifactType(name=kind, properties={"span": pb.INT}))
+            artifact = pb.Artifact(type_id=type_id, uri=str(folder), properties={"span": pb.Value(int_value=span)})
+            [artifact.id] = store.put_artifacts([artifact])
+            made[step] = {"id": artifact.id, "uri": str(folder)}
+            output = pb.Event(artifact_id=artifact.id, execution_id=number, type=pb.Event.OUTPUT)
+            events = [output] if step != "data_gate" or approved else []
+            for name in ("statistics", "schema") if step == "data_gate" else ():
+                event = pb.Event(artifact_id=made[name]["id"], execution_id=number, type=pb.Event.INPUT)
+                event.path.steps.add(key=name)
+                events.append(event)
+            store.put_events(events)
+            store.put_attributions_and_associations(
+                [pb.Attribution(artifact_id=artifact.id, context_id=run)],
+                [pb.Association(execution_id=number, context_id=run)],
+            )
+        return made
+
     def count(self) -> int:
         return len(self.store.get_artifacts())
 
@@ -126,6 +154,22 @@ def test_artifact_that_a_kept_run_took_from_the_cache_stays(project) -> None:
     store.add_run(cached={"examples": first["examples"]})
     clean(project, keep_runs=1)
     assert there(first) == {"examples"}
+
+
+def test_what_the_next_data_is_compared_with_outlives_any_number_of_failed_runs(project) -> None:
+    store = Store(project.root)
+    checks = [store.add_gate(span, approved=span != 4) for span in range(5)]
+    for _ in range(3):
+        store.add_run()
+    clean(project, keep_runs=1)
+    assert [there(made) for made in checks] == [
+        set(), set(), {"statistics", "schema"}, {"statistics", "schema"}, set(),
+    ]  # fmt: skip
+    again = store.add_gate(1, approved=True)  # an old span, corrected
+    for _ in range(3):
+        store.add_run()
+    clean(project, keep_runs=1)
+    assert there(again) == there(checks[3]) == {"statistics", "schema"}
 
 
 def test_days_keep_more_than_runs(project) -> None:
