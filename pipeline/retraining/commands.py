@@ -66,10 +66,18 @@ def schedule_once(config: ConfigPath, set_: Overrides = None, as_json: AsJson = 
 
 
 def schedule_explain(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Say whether a run would start now, and why or why not. Nothing is run or changed."""
+    """Say whether a run would start now, and why or why not, and why the last one did. Nothing is run or changed."""
+    from pipeline.retraining.state import FILE, State
+
     decision = _scheduler(config, set_).explain()
+    root = _load(config, set_).root
+    last = None
+    if (root / FILE).exists():
+        state = State(root)
+        last = state.last_run_decision()
+        state.close()
     if as_json:
-        print(json.dumps(_decision(decision)))
+        print(json.dumps({**_decision(decision), "last_run": last}))
         return
     print(f"{'would run now' if decision.run else 'would not run now'}: {decision.reason}")
     for finding in decision.findings:
@@ -82,6 +90,8 @@ def schedule_explain(config: ConfigPath, set_: Overrides = None, as_json: AsJson
         print(f"  no run for {trigger}: {reason}")
     if decision.check_at is not None:
         print(f"  the next look that may change this: {decision.check_at.isoformat(timespec='seconds')}")
+    if last is not None:
+        print(f"  the last run was started at {last['at'][:19]}: {last['reason']}")
 
 
 def schedule_status(

@@ -307,6 +307,12 @@ class State:
             rows = self._db.execute("SELECT at, run, reason FROM decisions ORDER BY id DESC LIMIT ?", (limit,))
             return [{"at": row["at"], "run": bool(row["run"]), "reason": row["reason"]} for row in rows]
 
+    def last_run_decision(self) -> dict[str, Any] | None:
+        """The latest decision to run, as in `decisions`; None where there was none, or it is long past."""
+        with self._explained():
+            row = self._db.execute("SELECT at, reason FROM decisions WHERE run ORDER BY id DESC LIMIT 1").fetchone()
+        return None if row is None else {"at": row["at"], "run": True, "reason": row["reason"]}
+
     def skips(self, limit: int = 20) -> list[dict[str, Any]]:
         """The latest triggers that no run answers, newest first."""
         with self._explained():

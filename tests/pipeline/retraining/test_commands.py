@@ -69,6 +69,17 @@ def test_explain_says_why(call) -> None:
     assert not call.project.root.exists()
 
 
+def test_explain_says_why_the_last_run_was_started(call) -> None:
+    assert json.loads(call("schedule", "explain", "--json").stdout)["last_run"] is None
+    call("schedule", "once", record={"status": "pushed", "run_id": "r1", "version": 7})
+    call("schedule", "once")
+    lines = call("schedule", "explain").stdout.splitlines()
+    assert lines[0] == "would not run now: nothing is due: nothing new after span 0"
+    last = json.loads(call("schedule", "explain", "--json").stdout)["last_run"]
+    assert last["reason"] == "span 0 version 1 is new"
+    assert lines[-1] == f"  the last run was started at {last['at'][:19]}: span 0 version 1 is new"
+
+
 def test_status_lists_runs_decisions_and_spans_that_no_run_has_seen(call) -> None:
     assert "no run yet in" in call("schedule", "status").stdout
     call.project.add_span(5)
