@@ -1,8 +1,8 @@
 """The local runner: the graph's nodes one after the other, in this process.
 
 Each step waits for the one before, but for the ingests of a window's spans and the conversion of pretrained weights,
-which is made once. Ingests side by side are not clearly faster (`tests/benchmarks/parallel_steps.py`), and the work of
-a large step is spread over the cores by Beam.
+which is made once. Measured on 2 cores, ingests side by side are not clearly faster
+(`tests/benchmarks/parallel_steps.py`), and the work of a large step is spread over the cores by Beam.
 
 TFX's LocalDagRunner does the same; this one also tells a listener when a step starts and ends, whether it was
 answered from TFX's cache, tries a step again, bounds its time, gives it a log of its own, and ends a failed step with
