@@ -1,6 +1,7 @@
 """For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, as in a pipeline run;
 weights drawn for a test are the same in every run of it."""
 
+import gc
 import os
 import sys
 
@@ -34,3 +35,7 @@ def seeded_module() -> None:
 @pytest.fixture(autouse=True)
 def seeded(seeded_module: None) -> None:
     _seed()
+
+
+def pytest_unconfigure() -> None:
+    gc.freeze()  # Beam and TensorFlow in one process: the interpreter's last collection ends in a segmentation fault
