@@ -443,6 +443,12 @@ def step_name(node_id: str) -> str:
     return "examples" if node_id.startswith("examples_") else node_id
 
 
+def span_of_step(node_id: str) -> int | None:
+    """The N of `examples_N`; None for every other node."""
+    prefix, _, span = node_id.rpartition("_")
+    return int(span) if prefix == "examples" and span.isdigit() else None
+
+
 class TryConfig(Section):
     """How often a step is tried, and how long a try may take; None: as the section says."""
 

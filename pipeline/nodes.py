@@ -16,7 +16,7 @@ from tfx.dsl.components.common.resolver import Resolver
 from tfx.types.channel import UnionChannel
 from tfx.utils import name_utils
 
-from components.config import step_name
+from components.config import span_of_step, step_name
 
 
 @dataclass
@@ -34,10 +34,8 @@ class Step:
 
 def place_of(node_id: str, members: Sequence[int]) -> str:
     """The step of a node: a span's ingest is known by its age in the window, 0 for the newest."""
-    prefix, _, span = node_id.rpartition("_")
-    if prefix == "examples" and span.isdigit():
-        return f"examples_{len(members) - 1 - members.index(int(span))}"
-    return node_id
+    span = span_of_step(node_id)
+    return node_id if span is None else f"examples_{len(members) - 1 - members.index(span)}"
 
 
 def steps_of(graph: Any, members: Sequence[int], window: int) -> list[Step]:

@@ -301,7 +301,7 @@ def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _
 def _left_out(window: WindowConfig, spans: _Sorted, plan: _Plan) -> list[str]:
     """Says which spans the window lacks because their data was refused; empty where it lacks none."""
     reached = window_members(window, [*(span.number for span in spans.usable), *spans.refused], plan.newest)
-    refused = [str(number) for number in reached if number in set(spans.refused)]
+    refused = [str(number) for number in sorted(set(spans.refused).intersection(reached))]
     return [f"without span {', '.join(refused)}, whose data was refused"] if refused else []
 
 

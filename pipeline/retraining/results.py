@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from pathlib import Path
 from typing import Any
 
+from components.config import span_of_step
 from pipeline import records
 from pipeline.retraining.config import Event, ScheduleConfig
 from pipeline.retraining.decision import Measurement
@@ -14,7 +14,6 @@ from pipeline.retraining.decision import Measurement
 # Kinds of error that the same data and configuration would meet again.
 _REFUSALS = ("DataError",)
 _LASTING = ("ConfigError", "CheckpointError", *_REFUSALS)
-_INGEST = re.compile(r"examples_(\d+)")  # the step that reads one span of a window
 
 
 def status_of(record: dict[str, Any]) -> str:
@@ -32,8 +31,7 @@ def is_refused_data(record: dict[str, Any]) -> bool:
 
 def refused_span(result: dict[str, Any]) -> int | None:
     """The span whose data was refused; None where the step that refused it saw the whole window."""
-    step = _INGEST.fullmatch(result.get("step") or "")
-    return None if step is None else int(step[1])
+    return span_of_step(result.get("step") or "")
 
 
 def may_pass(record: dict[str, Any]) -> bool:

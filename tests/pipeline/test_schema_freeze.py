@@ -10,21 +10,8 @@ from pipeline.steps import freeze_schema
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    text = """
-task = "binary"
-labels = ["no", "yes"]
-[data]
-input = "rows"
-splits = { train = "train.csv", eval = "dev.csv" }
-[evaluation]
-split = "eval"
-"""
-    (tmp_path / "one.toml").write_text(text)
-    for name in ("train.csv", "dev.csv"):
-        (tmp_path / "rows").mkdir(exist_ok=True)
-        (tmp_path / "rows" / name).write_text("text,label\na trial,no\n")
-    return load_config(tmp_path / "one.toml")
+def config(minimal: Path) -> Config:
+    return load_config(minimal)
 
 
 def infer(config: Config, execution: int, content: str) -> None:
