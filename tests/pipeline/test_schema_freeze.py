@@ -10,8 +10,8 @@ from pipeline.steps import freeze_schema
 
 
 @pytest.fixture
-def config(minimal: Path) -> Config:
-    return load_config(minimal)
+def config(minimal: Path, tmp_path: Path) -> Config:
+    return load_config(minimal, [f"paths.root={tmp_path / 'root'}"])
 
 
 def infer(config: Config, execution: int, content: str) -> None:
