@@ -338,6 +338,7 @@ class Batcher:
                 )
         self._metrics.processed_batch_size.observe(rows + padding, self._name)
         self._metrics.padding_size.observe(padding, self._name)
+        self._metrics.wrapped_run_count.add(self._name)
         longest = max(t.longest for t in tasks)
         if longest:
             self._metrics.tokens.add(self._name, by=sum(t.tokens for t in tasks))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from serving import config
 from serving.errors import StartError
+from serving.flags import CPUS
 from serving.protos import BatchingParameters
 
 
@@ -29,7 +29,7 @@ class BatchingOptions:
     max_batch_size: int = 1000
     timeout_s: float = 0.0
     max_enqueued_batches: int = 10
-    num_threads: int = os.cpu_count() or 1
+    num_threads: int = CPUS
     allowed_sizes: tuple[int, ...] = ()
     pad_variable: bool = False
     split_large: bool = False

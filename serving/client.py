@@ -52,8 +52,9 @@ _ERRORS: dict[Code, type[ClientError]] = {
     Code.UNAVAILABLE: UnavailableError,
     Code.DEADLINE_EXCEEDED: DeadlineError,
 }
-# Nothing was computed, so that asking again is safe whatever the model: full, or no connection.
-_RETRIED = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+# No answer, for want of a connection or of room. A classifier keeps no state, so that asking again is safe even if the
+# connection broke while it computed.
+_RETRIED = (UnavailableError, OverloadedError)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class TLS:
 
 @dataclass(frozen=True)
 class Retry:
-    """When a call that computed nothing is sent again.
+    """When a call that found no server, or a full one, is sent again.
 
     Attributes:
         attempts: tries in all.
@@ -326,12 +327,14 @@ def translate(error: grpc.RpcError, target: str) -> ClientError:
     """The client error that stands for a gRPC error."""
     code = Code(error.code().value[0])
     kind = _ERRORS.get(code, ServerError)
+    if kind is OverloadedError and "message larger than max" in (error.details() or ""):
+        kind = InvalidRequestError  # gRPC's own refusal, with the same code
     return kind(f"{target}: {code.name}: {error.details()}", code)
 
 
 def next_pause_s(error: ClientError, attempt: int, options: Options, left_s: float | None) -> float | None:
-    """How long to wait before asking again, or None to give up: only where nothing was computed and time is left."""
-    if error.code not in _RETRIED or attempt + 1 >= options.retry.attempts:
+    """How long to wait before asking again, or None to give up: only where it can help and time is left."""
+    if not isinstance(error, _RETRIED) or attempt + 1 >= options.retry.attempts:
         return None
     pause = options.retry.pause_s(attempt)
     return pause if left_s is None or pause < left_s else None

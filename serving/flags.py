@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.errors import StartError
 
-_CPUS = os.cpu_count() or 1
+CPUS = len(os.sched_getaffinity(0))  # those that this process may run on
 
 
 def _flag(default: Any, text: str, ours: bool = False, inert: str = "") -> Any:
@@ -27,13 +27,13 @@ class Flags:
     port: int = _flag(8500, "gRPC port; 0 without --grpc_socket_path: any free port, printed at start")
     grpc_socket_path: str = _flag("", "also listen for gRPC on this UNIX socket")
     rest_api_port: int = _flag(0, "REST port; 0: no REST; -1: any free port, printed at start")
-    rest_api_num_threads: int = _flag(4 * _CPUS, "REST requests worked on at once")
+    rest_api_num_threads: int = _flag(4 * CPUS, "REST requests worked on at once")
     rest_api_timeout_in_ms: int = _flag(30000, "deadline of a REST request; 0: none")
     rest_api_enable_cors_support: bool = _flag(False, "CORS headers in REST responses")
     host: str = _flag("127.0.0.1", "address to listen on; 0.0.0.0 for all, as in a container", ours=True)
     ssl_config_file: str = _flag("", "SSLConfig text proto: TLS, or mutual TLS, for gRPC")
     grpc_channel_arguments: str = _flag("", "comma-separated key=value arguments of the gRPC server")
-    grpc_max_threads: int = _flag(4 * _CPUS, "inference requests over gRPC worked on or queued at once")
+    grpc_max_threads: int = _flag(4 * CPUS, "inference requests over gRPC worked on or queued at once")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC health service", inert="on whatever the value")
     max_message_bytes: int = _flag(2**31 - 1, "largest request, gRPC or REST", ours=True)
     max_connections: int = _flag(
@@ -65,7 +65,7 @@ class Flags:
     enable_batching: bool = _flag(False, "batch across requests")
     batching_parameters_file: str = _flag("", "BatchingParameters text proto")
     enable_per_model_batching_parameters: bool = _flag(
-        False, "take batching_params.pbtxt from the SavedModel folder where there is one"
+        False, "batch by batching_params.pbtxt in the SavedModel folder, and a model without it not at all"
     )
     max_batch_tokens: int = _flag(
         0, "for models with a `tokens` signature: most padded tokens in a batch; 0: 128 a row of the largest batch",
@@ -87,7 +87,7 @@ class Flags:
     remove_unused_fields_from_bundle_metagraph: bool = _flag(True, "", inert="the graph is not kept")
     enable_profiler: bool = _flag(True, "", inert="this server has no profiler service")
     skip_initialize_tpu: bool = _flag(False, "", inert="there is no TPU")
-    num_tflite_pools: int = _flag(_CPUS, "", inert="there is no TF Lite")
+    num_tflite_pools: int = _flag(CPUS, "", inert="there is no TF Lite")
     num_tflite_interpreters_per_pool: int = _flag(1, "", inert="there is no TF Lite")
     xla_cpu_compilation_enabled: bool = _flag(False, "", inert="TensorFlow's default holds")
     xla_gpu_compilation_enabled: bool = _flag(False, "", inert="TensorFlow's default holds")

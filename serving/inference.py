@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 
 from serving.errors import Code, StatusError, invalid, quotable
 from serving.loader import NO_CALL, Call, Servable
-from serving.tensors import base_dtype, dtype_name, to_array, to_proto
+from serving.tensors import base_dtype, to_array, to_proto
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT = "tensorflow/serving/predict"
@@ -101,27 +101,22 @@ def _predict_feeds(
         )
     feeds = {}
     for alias in sorted(wanted):
-        info = signature.inputs[alias]
-        if alias in sent:
-            proto = request.inputs[alias]
-        elif alias in signature.defaults:
-            proto = signature.defaults[alias]
-        else:
+        name = signature.inputs[alias].name
+        if alias not in sent and alias not in signature.defaults:
             raise invalid(
-                f"input tensor alias not found in signature: {_braces(sent - wanted)}. "
-                f"Inputs expected to be in the set {_braces(wanted)}."
+                f"Signature input alias: {alias}(feed name: {name}) not found in request and no default value "
+                f"provided. Inputs expected to be in the request {_braces(sent)}, or default input alias set: "
+                f"{','.join(sorted(signature.defaults))}"
             )
-        feeds[info.name] = _checked(alias, info, to_array(proto), proto.dtype)
+        try:
+            # Type and shape are left to the graph, as in TensorFlow Serving, which takes [3] for [-1, 1].
+            feeds[name] = to_array(request.inputs[alias] if alias in sent else signature.defaults[alias])
+        except StatusError as error:
+            raise invalid(f"tensor parsing error: {alias}: {error.message}") from None
+    if not sent <= wanted:
+        used, all_sent = (_braces(names)[1:-1] for names in (sent & wanted, sent))
+        raise invalid(f"Inputs contains invalid name. Used request inputs: {used}, request input: {all_sent}")
     return feeds
-
-
-def _checked(alias: str, info: meta_graph_pb2.TensorInfo, value: np.ndarray, dtype: int) -> np.ndarray:
-    """Refuses a wrong type. The shape is left to the graph, as in TensorFlow Serving, which takes [3] for [-1, 1]."""
-    if dtype != base_dtype(info.dtype):
-        raise invalid(f"Input '{alias}' is expected to be {dtype_name(info.dtype)} but {dtype_name(dtype)} is provided")
-    if not info.name:
-        raise StatusError(Code.UNIMPLEMENTED, f"Input '{alias}' is not a dense tensor")
-    return value
 
 
 def _output_aliases(signature: meta_graph_pb2.SignatureDef, output_filter: Sequence[str]) -> list[str]:
@@ -309,6 +304,8 @@ def multi_inference(
     seen: set[str] = set()
     plan = []
     for task in request.tasks:
+        if not task.model_spec.name:
+            raise invalid("Found ModelSpec with an empty model name.")
         if task.model_spec.name != request.tasks[0].model_spec.name:
             raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         name = task.model_spec.signature_name or DEFAULT_SIGNATURE

@@ -33,6 +33,17 @@ _INT_FIELDS: dict[int, tuple[str, int, int]] = {
     types_pb2.DT_UINT64: ("uint64_val", 0, 2**64 - 1),
 }
 _FLOAT_FIELDS = {types_pb2.DT_FLOAT: "float_val", types_pb2.DT_DOUBLE: "double_val"}
+# What Python's parser says, as rapidjson says it, on whose words TensorFlow Serving's users depend.
+_PARSE_ERRORS = (
+    ("Expecting property name", "Missing a name for object member."),
+    ("Expecting ':'", "Missing a colon after a name of object member."),
+    ("Expecting ','", "Missing a comma or } after an object member, or a comma or ] after an array element."),
+    ("Unterminated string", "Missing a closing quotation mark in string."),
+    ("Invalid control character", "Invalid encoding in string."),
+    ("Invalid \\escape", "Invalid escape character in string."),
+    ("Invalid \\uXXXX", "Incorrect hex digit after \\u escape in string."),
+    ("", "Invalid value."),
+)
 
 
 def _type(value: Any) -> str:
@@ -56,7 +67,9 @@ def parse(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid encoding at offset: {error.start}") from None
     except json.JSONDecodeError as error:
-        raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+        words = next(ours for theirs, ours in _PARSE_ERRORS if error.msg.startswith(theirs))
+        words = words if text.strip() else "The document is empty."
+        raise invalid(f"JSON Parse error: {words} at offset: {error.pos}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists nested by the thousand
         raise invalid(f"JSON Parse error: {type(error).__name__}") from None
     if not isinstance(document, dict):
@@ -145,7 +158,7 @@ def _fill_rows(
             try:
                 _add_item(value, name, infos, shapes, request)
             except StatusError as error:
-                key = f" key: {name}" if named and name in infos else ""
+                key = f" key: {quotable(name)}" if named else ""
                 raise invalid(f"Failed to process element: {number}{key} of 'instances' list. Error: {error}") from None
         if named and set(values) != set(infos):
             raise invalid(
@@ -164,7 +177,7 @@ def _add_item(
     request: predict_pb2.PredictRequest,
 ) -> None:
     if name not in infos:
-        raise invalid("JSON object: does not have named input of the signature")
+        raise invalid(f"JSON object: does not have named input: {quotable(name)}")
     shape = _shape(value)
     if name in shapes and math.prod(shapes[name]) != math.prod(shape):
         raise invalid(f"Expecting tensor size: {math.prod(shapes[name])} but got: {math.prod(shape)}")

@@ -37,6 +37,7 @@ _SAFE_MESSAGE = re.compile(
     r"Feature: \S+ \(data type: \w+\) is required but could not be found\."
     r"|Can't parse serialized Example\."
     r"|Feature: \S+\.? +Data types don't match\. "
+    r"|Expects arg\[\d+\] to be \w+ but \w+ is provided"
 )
 
 Feeds = Mapping[str, np.ndarray]  # tensor name → value
@@ -130,7 +131,11 @@ class SessionRunner:
             # Session.run() would also check each shape against the graph, which TensorFlow Serving does not do, and
             # rewrite TensorFlow's error messages; what it calls in the end is this.
             return self._session._call_tf_sessionrun(
-                options, {self._output(k): v for k, v in feeds.items()}, [self._output(k) for k in fetches], [], None
+                options,
+                {self._output(k, "FeedInputs: unable to find feed output {}"): v for k, v in feeds.items()},
+                [self._output(k, "FetchOutputs node {}: not found") for k in fetches],
+                [],
+                None,
             )
         except tf.errors.OpError as error:
             raise _run_error(error, feeds) from error
@@ -139,10 +144,14 @@ class SessionRunner:
             if options is not None:
                 tf_session.TF_DeleteBuffer(options)
 
-    def _output(self, name: str) -> Any:
+    def _output(self, name: str, missing: str) -> Any:
         output = self._outputs.get(name)
         if output is None:
-            output = self._outputs[name] = self._graph.get_tensor_by_name(name)._as_tf_output()
+            try:
+                output = self._outputs[name] = self._graph.get_tensor_by_name(name)._as_tf_output()
+            except (KeyError, ValueError):
+                hint = "" if name else " (a sparse or ragged value is not one tensor)"
+                raise StatusError(Code.NOT_FOUND, missing.format(name) + hint) from None
         return output
 
     def close(self) -> None:
@@ -177,7 +186,8 @@ def _run_error(error: tf.errors.OpError, feeds: Feeds) -> StatusError:
     if not any(value.dtype == object for value in feeds.values()):
         return StatusError(code, error.message)
     safe = _SAFE_MESSAGE.search(error.message)
-    detail = safe.group(0) if safe else "the message is withheld because it may quote the request"
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+    detail = safe.group(0) if safe else f"the message is withheld because it may quote the request; fed: {shapes}"
     return StatusError(code, f"The model's graph failed: {detail}")
 
 
@@ -210,7 +220,7 @@ class SavedModelLoader:
         session_config: threads and devices.
         warm_up: replays one recorded request on a servable; None skips the warm-up.
         warm_up_iterations: how often each record is replayed.
-        on_warm_up: told of each warm-up: path of the model, status code's name, seconds.
+        on_warm_up: told of each warm-up: path of the model, status code's name, seconds, records.
         batch: puts a batcher before the session, or returns it as it is.
     """
 
@@ -218,7 +228,7 @@ class SavedModelLoader:
     session_config: config_pb2.ConfigProto = field(default_factory=config_pb2.ConfigProto)
     warm_up: Callable[[Servable, prediction_log_pb2.PredictionLog], None] | None = None
     warm_up_iterations: int = 1
-    on_warm_up: Callable[[str, str, float], None] = lambda path, status, seconds: None
+    on_warm_up: Callable[[str, str, float, int], None] = lambda path, status, seconds, records: None
     batch: Callable[[SessionRunner, str, str], Runner] = lambda runner, name, path: runner
 
     def load(self, name: str, version: int, path: str) -> Servable:
@@ -243,7 +253,7 @@ class SavedModelLoader:
         path = f"{servable.path}/{WARMUP_FILE}"
         if not tf.io.gfile.exists(path):
             return
-        started, status = time.perf_counter(), Code.INVALID_ARGUMENT.name
+        started, status, number = time.perf_counter(), Code.INVALID_ARGUMENT.name, 0
         try:
             for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(path), 1):
                 if number > MAX_WARMUP_RECORDS:
@@ -259,5 +269,5 @@ class SavedModelLoader:
         except StatusError as error:
             raise StatusError(error.code, f"Warm-up failed: {error.message}") from error
         finally:
-            self.on_warm_up(servable.path, status, time.perf_counter() - started)
+            self.on_warm_up(servable.path, status, time.perf_counter() - started, number)
         _log.info("model %s version %d: warmed with %s", servable.name, servable.version, path)

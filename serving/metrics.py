@@ -145,6 +145,9 @@ class Metrics:
             prefix + "model_warmup_latency", "Wall time of a warm-up, microseconds.",
             ["model_path", "status"], LATENCY_BUCKETS,
         )  # fmt: skip
+        self.warmup_records_read = Counter(
+            prefix + "model_warmup_records_read", "Requests replayed by warm-ups.", ["model_path", "status"]
+        )
         session = prefix + "batching_session/"
         self.queuing_latency = Histogram(
             session + "queuing_latency", "Time a task waits for its batch, microseconds.",
@@ -160,6 +163,7 @@ class Metrics:
         self.padding_size = Histogram(
             session + "padding_size", "Padding rows in a batch.", ["model_name"], POWERS_OF_TWO
         )
+        self.wrapped_run_count = Counter(session + "wrapped_run_count", "Batches computed.", ["model_name"])
         own = "/biobert_cnn/serving/"
         self.tokenizer_latency = Histogram(
             own + "tokenizer_latency", "Time to count a request's tokens, microseconds.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,7 @@ _HTTP = {
     Code.FAILED_PRECONDITION: 400, Code.ABORTED: 409, Code.OUT_OF_RANGE: 400, Code.UNIMPLEMENTED: 501,
     Code.INTERNAL: 500, Code.UNAVAILABLE: 503, Code.DATA_LOSS: 500, Code.UNAUTHENTICATED: 401,
 }  # fmt: skip
+_MAX_UNCOMPRESSED = 100 << 20  # as in TensorFlow Serving: a small body must not unfold to all the memory there is
 _CORS = [
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Methods", "POST, GET"),
@@ -135,7 +137,7 @@ class RestApi:
                 call = Call(
                     lambda: None if end is None else end - time.monotonic(), request.alive, carrier=request.headers
                 )
-                return handlers[method](spec, request.body, call)
+                return handlers[method](spec, _body(request), call)
         elif request.method == "GET" and (found := _STATUS.fullmatch(request.path)):
             if not found.group(1):
                 raise invalid("Missing model name in request.")
@@ -184,6 +186,20 @@ class RestApi:
         return json.dumps(
             {"model_spec": to_dict(response.model_spec), "metadata": {"signature_def": to_dict(signatures)}}, indent=1
         )
+
+
+def _body(request: Request) -> bytes:
+    """The body, uncompressed. Raises `StatusError`: it is not the gzip that it says it is, or far too large."""
+    if "gzip" not in request.headers.get("content-encoding", ""):
+        return request.body
+    gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        body = gzip.decompress(request.body, _MAX_UNCOMPRESSED)
+    except zlib.error:
+        raise invalid("Failed to uncompress the gzipped body") from None
+    if not gzip.eof:
+        raise invalid(f"Failed to uncompress the gzipped body: it is cut off, or over {_MAX_UNCOMPRESSED} bytes")
+    return body
 
 
 def _model_spec(name: str, version: str | None, label: str | None) -> model_pb2.ModelSpec:

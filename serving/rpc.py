@@ -46,7 +46,13 @@ def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except StatusError as error:
-        context.abort(_CODES[int(error.code)], error.message)
+        context.abort(_CODES[int(error.code)], truncated(error.message))
+
+
+def truncated(message: str) -> str:
+    """A status message is a header, and headers have their limits; TensorFlow Serving's is 1024 bytes."""
+    encoded = message.encode()
+    return message if len(encoded) <= 1024 else encoded[:1024].decode(errors="ignore") + "...TRUNCATED"
 
 
 def _call_context(context: grpc.ServicerContext) -> Call:
@@ -253,4 +259,4 @@ def credentials(ssl: Any) -> grpc.ServerCredentials:
     )
 
 
-__all__ = ["Code", "Health", "channel_arguments", "credentials", "make_server", "token_accepted"]
+__all__ = ["Code", "Health", "channel_arguments", "credentials", "make_server", "token_accepted", "truncated"]

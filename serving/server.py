@@ -155,19 +155,26 @@ class ModelServer:
             if batching is None:
                 return session
             options = batching
-            own = f"{path}/batching_params.pbtxt"
-            if flags.enable_per_model_batching_parameters and config.exists(own):
-                # As there: threads are the server's affair, all else is the model's.
+            if flags.enable_per_model_batching_parameters:
+                # As there: threads are the server's affair, all else is the model's; one without the file is not
+                # batched.
+                own = f"{path}/batching_params.pbtxt"
+                if not config.exists(own):
+                    return session
                 options = replace(read_options(own, flags.max_batch_tokens), num_threads=batching.num_threads)
             counter = token_counter(session, dict(session.meta_graph.signature_def))
             return Batcher(session, options, counter, metrics, name)
+
+        def on_warm_up(path: str, status: str, seconds: float, records: int) -> None:
+            metrics.warmup_latency.observe(seconds * 1e6, path, status)
+            metrics.warmup_records_read.add(path, status, by=records)
 
         return SavedModelLoader(
             tags=tuple(flags.saved_model_tags.split(",")),
             session_config=config.session_config(flags),
             warm_up=inference.replay if flags.enable_model_warmup else None,
             warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
-            on_warm_up=lambda path, status, s: metrics.warmup_latency.observe(s * 1e6, path, status),
+            on_warm_up=on_warm_up,
             batch=batch,
         )
 

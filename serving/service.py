@@ -121,14 +121,11 @@ class InferenceService:
 
 
 def _spec(api: str, request: Any) -> model_pb2.ModelSpec:
-    if api != "MultiInference":
-        return request.model_spec
-    if not request.tasks:
-        raise invalid("Input is empty.")
-    for task in request.tasks:
-        if not task.model_spec.name:
-            raise invalid("Found ModelSpec with an empty model name.")
-    return request.tasks[0].model_spec
+    if api == "MultiInference":
+        return request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    return request.model_spec
 
 
 def _where(error: BaseException) -> str:

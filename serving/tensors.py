@@ -2,7 +2,8 @@
 
 TensorFlow's own `tf.make_ndarray` does not read strings from `tensor_content` and allocates whatever the shape asks
 for; a server must do the first and refuse the second. Semantics follow `Tensor::FromProto` in
-tensorflow/core/framework/tensor.cc: of typed fields, a list shorter than the shape repeats its last value.
+tensorflow/core/framework/tensor.cc: of typed fields, a list shorter than the shape repeats its last value, and of a
+longer one the rest is dropped.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def base_dtype(dtype: int) -> int:
 
 def dtype_name(dtype: int) -> str:
     """TensorFlow's short name of a `DataType` number: `float`, `string`, `int64` …"""
-    names = {types_pb2.DT_FLOAT: "float", types_pb2.DT_DOUBLE: "double"}
+    names = {types_pb2.DT_FLOAT: "float", types_pb2.DT_DOUBLE: "double", types_pb2.DT_HALF: "half"}
     if dtype in names:
         return names[dtype]
     try:
@@ -94,8 +95,7 @@ def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
         if len(values) % 2:
             raise invalid("Complex tensor has an odd number of parts")
         values = [complex(values[i], values[i + 1]) for i in range(0, len(values), 2)]
-    if len(values) > count:
-        raise invalid(f"Tensor has {len(values)} values; shape {shape} needs {count}")
+    values = values[:count]
     if is_string:
         flat = _object_array(list(values), [len(values)])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import grpc
@@ -344,6 +345,39 @@ def test_a_server_with_batching_answers_as_one_without(serve, toys, tmp_path):
         futures.append(call.future(request, 20))
     found = [f.result().outputs["probabilities"].float_val[1] for f in futures]
     assert found == pytest.approx([(i + 1) / (i + 11) for i in range(32)], rel=1e-6)
+
+
+def test_batching_by_model_follows_the_file_in_its_folder_and_without_one_there_is_none(serve, toys, tmp_path):
+    parameters = tmp_path / "p.txt"
+    parameters.write_text("max_batch_size { value: 2 }")
+    base = tmp_path / "own"
+    shutil.copytree(toys.text, base)
+    (base / "1" / "batching_params.pbtxt").write_text("max_batch_size { value: 4 }")
+    flags = {"enable_batching": True, "batching_parameters_file": parameters}
+    refusals = []
+
+    def largest(model, by_model: bool) -> list[int]:
+        running = serve(model, **flags, enable_per_model_batching_parameters=by_model)
+        call = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict
+        taken = []
+        for rows in (2, 3, 5):
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = "default"
+            request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"] * rows))
+            try:
+                call(request, 20)
+            except grpc.RpcError as error:
+                refusals.append(error.details())
+            else:
+                taken.append(rows)
+        return taken
+
+    assert largest(base, False) == [2]
+    assert largest(base, True) == [2, 3]
+    assert largest(toys.text, True) == [2, 3, 5]
+    assert refusals == [
+        f"Task size {n} is larger than maximum input batch size {m}" for n, m in [(3, 2), (5, 2), (5, 4)]
+    ]
 
 
 def test_a_server_refuses_more_requests_than_it_may_work_on(serve, toys, tmp_path):

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from concurrent import futures
 
+import grpc
 import pytest
 
 from serving import protos
-from serving.client import Client, Options, make_requests, read_response
-from serving.errors import DeadlineError, InvalidRequestError, ModelNotFoundError, ServerError, UnavailableError
+from serving.aio import AsyncClient
+from serving.client import Client, Options, Retry, make_requests, read_response
+from serving.errors import (
+    AuthenticationError,
+    DeadlineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
 
 
 def test_predict_returns_one_prediction_a_text_in_order(serve, toys):
@@ -60,6 +72,75 @@ def test_errors_say_what_kind_they_are(serve, toys):
         client.predict(["a"])
     with Client("127.0.0.1:1", "m", timeout_s=2.0) as client, pytest.raises(UnavailableError):
         client.predict(["a"])
+
+
+def test_a_request_over_the_server_s_limit_is_no_overload(serve, toys):
+    running = serve(toys.text, model_name="m", max_message_bytes=1000)
+    with Client(running.target, "m") as client, pytest.raises(InvalidRequestError, match="larger than max"):
+        client.predict(["a" * 5000])
+
+
+class Scripted(grpc.GenericRpcHandler):
+    """Answers `Predict` with the given status codes in turn; counts the calls."""
+
+    def __init__(self, codes: list[grpc.StatusCode]):
+        self._codes, self.calls = codes, 0
+        self.server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[self])
+        self.target = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(self._answer)
+
+    def _answer(self, request, context) -> bytes:
+        self.calls += 1
+        code = self._codes[self.calls - 1]
+        if code is not grpc.StatusCode.OK:
+            context.abort(code, "scripted")
+        response = protos.PredictResponse()
+        response.outputs["probabilities"].dtype = protos.DT_FLOAT
+        response.outputs["probabilities"].float_val[:] = [0.25, 0.75]
+        response.outputs["classes"].string_val[:] = [b"no", b"yes"]
+        return response.SerializeToString()
+
+
+OK, FULL, NOWHERE, BROKEN = (
+    grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    ("codes", "calls", "outcome"),
+    [
+        ([FULL, NOWHERE, OK], 3, "yes"), ([FULL] * 4, 3, OverloadedError), ([NOWHERE] * 4, 3, UnavailableError),
+        ([BROKEN, OK], 1, ServerError), ([grpc.StatusCode.INVALID_ARGUMENT, OK], 1, InvalidRequestError),
+        ([grpc.StatusCode.DEADLINE_EXCEEDED, OK], 1, DeadlineError),
+        ([grpc.StatusCode.UNAUTHENTICATED, OK], 1, AuthenticationError),
+    ],
+)  # fmt: skip
+def test_only_a_full_server_or_none_is_asked_again(asynchronous, codes, calls, outcome):
+    scripted = Scripted(codes)
+    options = Options(retry=Retry(attempts=3, initial_s=0.001))
+
+    async def ask_asynchronously():
+        async with AsyncClient(scripted.target, "m", options) as client:
+            return await client.predict(["a"])
+
+    def ask():
+        if asynchronous:
+            return asyncio.run(ask_asynchronously())
+        with Client(scripted.target, "m", options) as client:
+            return client.predict(["a"])
+
+    if outcome == "yes":
+        assert [p.label for p in ask()] == ["yes"]
+    else:
+        with pytest.raises(outcome) as caught:
+            ask()
+        assert type(caught.value) is outcome
+    assert scripted.calls == calls
+    scripted.server.stop(None)
 
 
 def test_a_text_that_cannot_be_encoded_is_named_by_its_number_only():
@@ -125,10 +206,6 @@ def test_the_client_s_messages_are_the_installed_protocol_s():
 
 
 def test_the_asyncio_client_answers_as_the_synchronous_one(serve, toys):
-    import asyncio
-
-    from serving.aio import AsyncClient
-
     running = serve(toys.text, model_name="m")
     texts = ["a" * n for n in range(1, 30)]
 

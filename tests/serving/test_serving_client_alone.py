@@ -75,3 +75,4 @@ def test_the_client_extra_installs_alone_and_predicts(serve, toys, tmp_path):
     assert set(found["installed"]) <= {"pydantic"}  # which the base of the project needs
     assert found["sync"] == found["asyncio"] == ["short", "long"]
     assert str(environment) in found["file"]
+    assert (Path(found["file"]) / "py.typed").is_file()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import kubernetes_validate
@@ -13,6 +15,7 @@ import yaml
 from google.protobuf import text_format
 
 from serving.batching_options import BatchingOptions, read_options
+from serving.client import Client
 from serving.flags import parse
 from serving.metrics import Metrics
 from serving.protos import MonitoringConfig, SSLConfig
@@ -93,30 +96,40 @@ def test_an_ssl_config_made_of_pem_files_parses_to_them(tmp_path):
     assert (failed.returncode, failed.stderr) == (1, f"{tmp_path}/bad: not a PEM file\n")
 
 
-def test_this_project_s_server_takes_the_containers_arguments():
-    for arguments in (container()["args"], docker_arguments()):
-        flags = parse(arguments)
-        assert (flags.port, flags.rest_api_port, flags.enable_batching) == (8500, 8501, True)
-        assert flags.model_config_file == "/etc/biobert-cnn/models.config"
-
-
-def test_the_configuration_serves_a_model(serve, toys, tmp_path):
-    import shutil
-
-    from serving.client import Client
-
-    text = (DEPLOY / "config/models.config").read_text().replace("/models/biobert_cnn", str(toys.text))
-    shutil.copy(DEPLOY / "config/monitoring.config", tmp_path)
-    (tmp_path / "models.config").write_text(text)
-    running = serve(
-        model_config_file=tmp_path / "models.config",
-        monitoring_config_file=DEPLOY / "config/monitoring.config",
-        enable_batching=True,
-        batching_parameters_file=DEPLOY / "config/batching_parameters.txt",
-        rest_api_port=-1,
-    )
+@pytest.mark.parametrize(
+    ("arguments", "models"),
+    [
+        (container()["args"], "models.config"), (container()["args"], "models.canary.config"),
+        (docker_arguments(), "models.config"),
+    ],
+    ids=["kubernetes", "kubernetes-canary", "docker"],
+)  # fmt: skip
+def test_this_project_s_server_serves_with_the_containers_arguments_and_files(
+    serve, toys, tmp_path, eventually, arguments, models
+):
+    flags = dict(a.removeprefix("--").split("=", 1) for a in arguments)
+    mounts = {"/models/biobert_cnn": tmp_path / "models", "/etc/biobert-cnn": tmp_path / "etc"}
+    for version in ("1", "2"):
+        shutil.copytree(toys.text / "1", mounts["/models/biobert_cnn"] / version)
+    shutil.copytree(DEPLOY / "config", mounts["/etc/biobert-cnn"])
+    text = (DEPLOY / "config" / models).read_text()
+    for there, here in mounts.items():
+        text = text.replace(there, str(here))
+        flags = {name: value.replace(there, str(here)) for name, value in flags.items()}
+    (mounts["/etc/biobert-cnn"] / "models.config").write_text(text)
+    assert (flags["port"], flags["rest_api_port"]) == ("8500", "8501")
+    running = serve(**flags | {"port": 0, "rest_api_port": -1})
     with Client(running.target, "biobert_cnn") as client:
-        assert client.predict(["a"])[0].label == "short"
+        eventually(lambda: client.available_versions() == [2, 1])
+        assert client.predict(["a"])[0].model_version == 2
+    if "canary" in models:
+        for label, version in (("stable", 1), ("canary", 2)):
+            with Client(running.target, "biobert_cnn", version_label=label) as client:
+                assert client.predict(["a"])[0].model_version == version
+    probes = [container()[p]["httpGet"]["path"] for p in ("startupProbe", "readinessProbe")]
+    for path in {*probes, container_annotations()["prometheus.io/path"]}:
+        with urllib.request.urlopen(running.rest + path, timeout=30) as response:
+            assert response.status == 200
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=[p.stem for p in MANIFESTS])

@@ -88,11 +88,17 @@ def test_requests_that_do_not_fit_are_refused_in_tensorflow_serving_s_words(serv
     odd = two_tasks()
     odd.tasks[0].method_name = "tensorflow/serving/predict"
     assert status_of(lambda: client.MultiInference(odd, 20))[0] is grpc.StatusCode.UNIMPLEMENTED
-    unnamed = two_tasks()
-    unnamed.tasks[0].model_spec.name = ""
-    assert status_of(lambda: client.MultiInference(unnamed, 20)) == (
-        bad, "Found ModelSpec with an empty model name.",
-    )  # fmt: skip
+    for number, words in enumerate(["ModelSpec has no name specified.", "Found ModelSpec with an empty model name."]):
+        unnamed = two_tasks()
+        unnamed.tasks[number].model_spec.name = ""
+        assert status_of(lambda unnamed=unnamed: client.MultiInference(unnamed, 20)) == (bad, words)
+    no_tasks = inference_pb2.MultiInferenceRequest()
+    assert status_of(lambda: client.MultiInference(no_tasks, 20)) == (bad, "ModelSpec has no name specified.")
+    for call, no_spec in (
+        (client.Classify, classification_pb2.ClassificationRequest()),
+        (client.Regress, regression_pb2.RegressionRequest()),
+    ):
+        assert status_of(lambda call=call, no_spec=no_spec: call(no_spec, 20)) == (bad, "Missing ModelSpec")
 
 
 def test_the_method_name_is_checked_where_the_flag_asks_for_it(serve, toys):

@@ -14,6 +14,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.rpc import truncated
+
 
 def predict_request(name="default", signature="", version=None, **inputs) -> predict_pb2.PredictRequest:
     request = predict_pb2.PredictRequest()
@@ -129,10 +131,26 @@ def test_predict_refuses_what_does_not_fit_the_signature(serve, toys):
         grpc.StatusCode.INVALID_ARGUMENT,
         "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. Missing but required: {x}.",
     )
-    assert status_of(lambda: predict(predict_request(z=good), 20))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert status_of(lambda: predict(predict_request(z=good), 20)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Signature input alias: x(feed name: x:0) not found in request and no default value provided. "
+        "Inputs expected to be in the request {z}, or default input alias set: ",
+    )
+    assert status_of(lambda: predict(predict_request(x=good, z=good), 20)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "input size does not match signature: 2!=1 len({x,z}) != len({x}). Sent extra: {z}. Missing but required: {}.",
+    )
     assert status_of(lambda: predict(bad_type, 20)) == (
-        grpc.StatusCode.INVALID_ARGUMENT, "Input 'x' is expected to be float but int64 is provided",
+        grpc.StatusCode.INVALID_ARGUMENT, "Expects arg[0] to be float but int64 is provided",
     )  # fmt: skip
+    assert status_of(lambda: predict(predict_request(x=[[b"a"]]), 20)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "The model's graph failed: Expects arg[0] to be float but string is provided",
+    )
+    no_type = predict_request(x=good)
+    no_type.inputs["x"].dtype = 0
+    code, words = status_of(lambda: predict(no_type, 20))
+    assert (code, words[:24]) == (grpc.StatusCode.INVALID_ARGUMENT, "tensor parsing error: x:")
     assert status_of(lambda: predict(bad_filter, 20))[1].startswith("output tensor alias not found in signature: nope")
     assert status_of(lambda: predict(twice, 20))[1] == "duplicate output tensor alias: y"
 
@@ -149,6 +167,14 @@ def test_predict_of_an_unknown_model_or_version_is_not_found(serve, toys):
     assert status_of(lambda: predict(predict_request(name="", x=good), 20)) == (
         grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.",
     )  # fmt: skip
+    assert status_of(lambda: predict(predict_pb2.PredictRequest(), 20)) == (
+        grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec",
+    )  # fmt: skip
+
+
+def test_a_message_longer_than_a_kilobyte_is_cut():
+    assert truncated("a" * 1024) == "a" * 1024
+    assert truncated("é" * 600) == "é" * 512 + "...TRUNCATED"
 
 
 def test_model_status_says_available(serve, toys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
 import json
 import math
@@ -11,6 +12,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+
+from serving.metrics import Metrics
 
 
 def call(running, path: str, body=None, method: str | None = None, headers: dict | None = None):
@@ -161,8 +164,15 @@ def test_unknown_models_versions_and_labels(half, path, status, words):
     ("body", "words"),
     [
         (b"", "JSON Parse error: The document is empty"),
-        (b"nope", "JSON Parse error: "),
-        (b'{"instances": [1.0', "JSON Parse error: "),
+        (b" \n", "JSON Parse error: The document is empty"),
+        (b"instances = [1, 2]", "JSON Parse error: Invalid value. at offset: 0"),
+        (b'{"instances": [1.0', "JSON Parse error: Missing a comma or } after an object member, or a comma or ]"),
+        (b"{instances: [1.0]}", "JSON Parse error: Missing a name for object member. at offset: 1"),
+        (b'{"instances" [1.0]}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
+        (b'{"instances": ["1.0]}', "JSON Parse error: Missing a closing quotation mark in string."),
+        (b'{"instances": ["secret\\q"]}', "JSON Parse error: Invalid escape character in string."),
+        (b'{"instances": ["\\uZZZZ"]}', "JSON Parse error: Incorrect hex digit after \\u escape in string."),
+        (b'{"instances": ["\n"]}', "JSON Parse error: Invalid encoding in string."),
         (b"[1.0]", "JSON Value: (Array) Is not object"),
         (b'{"instances": [' + b"9" * 5000 + b"]}", "JSON Parse error: "),
         (b'{"instances": ' + b"[" * 100_000, "JSON Parse error: "),
@@ -178,7 +188,12 @@ def test_unknown_models_versions_and_labels(half, path, status, words):
         (b'{"instances": [[1.0], [1.0, 2.0]]}', "Failed to process element: 1 of 'instances' list."),
         (b'{"instances": [{"x": 1}, 2]}', "Expecting object but got list at item 1 of input list"),
         (b'{"instances": [1, {"x": 2}]}', "Expecting value/list but got object at item 1 of input list"),
-        (b'{"instances": [{"secret": 1}]}', "Failed to process element: 0 of 'instances' list."),
+        (
+            b'{"instances": [{"z": 1}]}',
+            "Failed to process element: 0 key: z of 'instances' list. Error: INVALID_ARGUMENT: "
+            "JSON object: does not have named input: z",
+        ),
+        (b'{"instances": [{"a secret": 1}]}', "Failed to process element: 0 key: (not a name) of 'instances' list."),
         (b'{"inputs": {"z": [1]}}', "Missing named input: x in 'inputs' object."),
         (b'{"inputs": [[1], 2]}', "JSON Value: (Number) found at incorrect level: 2 in the JSON DOM. Expected at"),
         (b'{"inputs": [1, [2]]}', "Encountered list at unexpected level: 1 expected < 1"),
@@ -240,6 +255,16 @@ def test_metrics_are_where_the_monitoring_config_says(serve, toys, tmp_path):
     assert call(plain, "/monitoring/prometheus/metrics")[0] == 404
 
 
+def test_metrics_have_tensorflow_serving_s_names():
+    session = [f"batching_session:{n}" for n in ("queuing_latency", "wrapped_run_count", "input_batch_size")]
+    session += [f"batching_session:{n}" for n in ("processed_batch_size", "padding_size")]
+    names = [
+        "request_count", "request_latency", "runtime_latency", "request_example_counts", "request_example_count_total",
+        "request_log_count", "model_warmup_latency", "model_warmup_records_read", *session,
+    ]  # fmt: skip
+    assert {f":tensorflow:serving:{n}" for n in names} <= {m.name for m in vars(Metrics()).values()}
+
+
 def test_a_connection_serves_many_requests_and_chunked_bodies(half):
     connection = http.client.HTTPConnection("127.0.0.1", half.server.rest_port, timeout=30)
     for value in (2.0, 4.0):
@@ -268,6 +293,20 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(serve, toys):
     status, found = call(running, "/v1/models/default:predict", b" " * 1_000_000)
     assert (status, found["error"]) == (400, "The request body exceeds 1000 bytes")
     assert call(running, "/v1/models/default:predict", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
+
+
+def test_a_gzipped_body_is_uncompressed_within_a_limit(half, monkeypatch):
+    path, packed = "/v1/models/default:predict", {"Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps({"instances": [2.0]}).encode())
+    assert call(half, path, body, headers=packed) == (200, {"predictions": [3.0]})
+    for bad in (b'{"instances": [2.0]}', body[:-9]):
+        code, found = call(half, path, bad, headers=packed)
+        assert (code, found["error"][:39]) == (400, "Failed to uncompress the gzipped body: "[: len(found["error"])])
+    monkeypatch.setattr("serving.rest._MAX_UNCOMPRESSED", 1 << 20)
+    code, found = call(half, path, gzip.compress(b" " * (1 << 20) + b"{}"), headers=packed)
+    assert (code, found["error"]) == (
+        400, "Failed to uncompress the gzipped body: it is cut off, or over 1048576 bytes",
+    )  # fmt: skip
 
 
 def test_bearer_tokens_guard_both_interfaces(serve, toys, tmp_path):
