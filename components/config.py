@@ -23,6 +23,7 @@ from pydantic import (
 Task = Literal["binary", "multiclass", "multilabel"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Gain = Annotated[float, Field(ge=-1.0, le=1.0)]  # a difference of two shares
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -37,6 +38,7 @@ StepName = Literal[
 NEIGHBOUR_BREAK = "\n"
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
+GateMetric = Literal[Metric, "calibration_error"]
 # Features that the pipeline itself makes; a column to slice by cannot take one of these names.
 RESERVED_FEATURES = (
     "text", "text_pair", "label", "labels", "id", "input_ids", "segment_ids", "length", "length_bucket",
@@ -355,21 +357,23 @@ class ValidationConfig(Section):
 
 
 class Gate(Section):
-    """One bound on one metric of the evaluated split. At least one bound must be given."""
+    """One bound on one metric of the evaluated split; every metric is from 0 to 1. At least one bound must be given."""
 
-    metric: Metric | Literal["calibration_error"] = "macro_f1"
+    metric: GateMetric = "macro_f1"
     label: str | None = None  # None: over all labels; else that label's `f1`, `precision` or `recall` in `measure`
     measure: Literal["f1", "precision", "recall"] | None = None
-    min: float | None = None
-    max: float | None = None
-    min_gain_over_blessed: float | None = None  # e.g. -0.01: at most one point below the latest blessed model
-    min_gain_over_baseline: float | None = None  # against TF-IDF + linear SVM of the same run
+    min: Share | None = None
+    max: Share | None = None
+    min_gain_over_blessed: Gain | None = None  # e.g. -0.01: at most one point below the latest blessed model
+    min_gain_over_baseline: Gain | None = None  # against TF-IDF + linear SVM of the same run
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Gate:
         bounds = (self.min, self.max, self.min_gain_over_blessed, self.min_gain_over_baseline)
         if all(bound is None for bound in bounds):
             raise ValueError("give min, max, min_gain_over_blessed or min_gain_over_baseline")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min: {self.min:g} is more than max, {self.max:g}: no model can hold both")
         if (self.label is None) != (self.measure is None):
             raise ValueError("label and measure belong together: the label's f1, precision or recall")
         if self.min_gain_over_baseline is not None and self.metric in ("pr_auc", "calibration_error"):

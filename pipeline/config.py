@@ -206,7 +206,7 @@ def read_values(source: str | Path, values: dict[str, Any], overrides: list[str]
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(Path(source), error)) from None
+        raise ConfigError(_explain(Path(source), values, error)) from None
     _check_files(Path(source), config)
     return config
 
@@ -256,19 +256,37 @@ def _override(raw: dict[str, Any], override: str) -> None:
     target[parts[-1]] = value
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    lines = [f"{path}: {error.error_count()} mistake{'s' if error.error_count() > 1 else ''}"]
+def _explain(path: Path, values: dict[str, Any], error: ValidationError) -> str:
+    """Each mistake once: of a value that may be of several kinds, pydantic reports what each of them wants."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        found.setdefault(_place(item, values), []).append(item)
+    # Where one kind's complaint is about a part of the value, the value itself is of the right kind.
+    places = [p for p in found if not any(len(q) > len(p) and q[: len(p)] == p for q in found)]
+    lines = [f"{path}: {len(places)} mistake{'s' if len(places) > 1 else ''}"]
+    for place in places:
+        item, *others = found[place]
         message = item["msg"].removeprefix("Value error, ")
+        message = ", or ".join([message, *(other["msg"].removeprefix("Input should be ") for other in others)])
         if item["type"] == "extra_forbidden":
-            message = f"is not a known key; {_neighbours(item['loc'])}"
+            message = f"is not a known key; {_neighbours(place)}"
         elif item["type"] == "missing":
             message = "is missing"
         elif item["type"] != "value_error" or not isinstance(item["input"], dict):
             message = f"{message}; {json.dumps(item['input'], default=str)} given"
-        lines.append(f"  {key}: {message}")
+        lines.append(f"  {'.'.join(map(str, place)) or '(whole file)'}: {message}")
     return "\n".join(lines)
+
+
+def _place(item: Any, values: Any) -> tuple[Any, ...]:
+    """Where in `values` an error is: its location without pydantic's names for the kinds that a value may be of."""
+    place = []
+    for part in item["loc"]:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if inside:
+            values = values[part]
+            place.append(part)
+    return (*place, item["loc"][-1]) if item["type"] == "missing" else tuple(place)
 
 
 def _neighbours(location: tuple[Any, ...]) -> str:
@@ -277,6 +295,8 @@ def _neighbours(location: tuple[Any, ...]) -> str:
 
     model: Any = Config
     for part in location[:-1]:
+        if isinstance(part, int):  # of a list, whose elements' model was found already
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return "remove it"
