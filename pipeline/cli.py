@@ -75,12 +75,16 @@ def run_command(
 ) -> None:
     """Run the pipeline: data → validated, gated, served model version."""
     from pipeline import run as runs
+    from pipeline.columns import check_columns
+    from pipeline.spans import has_spans
     from pipeline.steps import check_steps, steps_of
 
     loaded = None
     try:
         loaded = _load(config, set_)
         check_steps(from_step, to_step, steps_of(loaded))
+        if not has_spans(loaded.data):  # a span that is no good is refused by its ingest, and by itself
+            check_columns(config, loaded)
         record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:
         if as_json:
@@ -108,7 +112,10 @@ def run_command(
 @errors_in_words
 def config_check(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Validate a configuration whole, without running anything."""
+    from pipeline.columns import check_columns
+
     loaded = _load(config, set_)
+    check_columns(config, loaded)
     if as_json:
         print(json.dumps(loaded.model_dump(mode="json")))
     else:

@@ -18,7 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from components.errors import DataError
 from components.examples import parse, rows
-from components.examples.parse import Line, Reader
+from components.examples.parse import Reader, read_lines
 from components.examples.rows import BadRow, Row, RowSpec
 
 ITEM_BYTES = 16 << 20  # input bytes of one work item, and so of one shard of examples
@@ -79,26 +79,6 @@ def sha256_file(path: str, name: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def read_lines(stream: BinaryIO, start: int, end: int, number: int, limit: int) -> Iterator[Line]:
-    """The physical lines from `start`, the start of line `number`, to before `end`.
-
-    A line of more than `limit` bytes is cut to `limit + 1` bytes, the rest passed over.
-    """
-    stream.seek(start)
-    offset = start
-    while offset < end:
-        raw = stream.readline(limit + 1)
-        if not raw:
-            return
-        yield offset, number, raw
-        offset += len(raw)
-        number += 1
-        tail = raw
-        while len(raw) > limit and tail and not tail.endswith(b"\n"):
-            tail = stream.readline(_BLOCK)
-            offset += len(tail)
-
-
 def plan_file(file: InputFile, spec: RowSpec, item_bytes: int = ITEM_BYTES) -> FilePlan:
     """Hashes a file, checks its columns and cuts it into items of about `item_bytes`.
 
@@ -112,7 +92,7 @@ def plan_file(file: InputFile, spec: RowSpec, item_bytes: int = ITEM_BYTES) -> F
     if spec.format == "parquet":
         return FilePlan(digest, size, tuple(_plan_parquet(file, spec, item_bytes)))
     with open_file(file.path, file.name) as stream:
-        start, line, columns = _head(stream, file, spec)
+        start, line, columns = parse.read_head(stream, spec, file.name)
         if size <= start:
             items = []
         elif size - start <= item_bytes:
@@ -120,22 +100,6 @@ def plan_file(file: InputFile, spec: RowSpec, item_bytes: int = ITEM_BYTES) -> F
         else:
             items = list(_cut(stream, file, spec, Item(file, 0, start, size, line, columns), item_bytes))
     return FilePlan(digest, size, tuple(items))
-
-
-def _head(stream: BinaryIO, file: InputFile, spec: RowSpec) -> tuple[int, int, tuple[str, ...]]:
-    """Where the rows of a text file start, the line they start at, and its columns if it is headed."""
-    head = stream.read(4)
-    parse.check_encoding(head, file.name)
-    start = len(parse.BOM) if head.startswith(parse.BOM) else 0
-    if spec.format == "pubmed_rct":
-        parse.check_columns(parse.RCT_COLUMNS, spec, file.name)
-    if spec.format not in parse.HEADED:
-        return start, 1, ()
-    stream.seek(start)
-    first = stream.readline(_BLOCK)
-    if not first:
-        raise DataError(f"{file.name}: is empty; its first line must name the columns")
-    return start + len(first), 2, parse.read_header(first, spec, file.name)
 
 
 def _cut(stream: BinaryIO, file: InputFile, spec: RowSpec, whole: Item, item_bytes: int) -> Iterator[Item]:

@@ -13,12 +13,13 @@ file costs the line it stands in and no other: see `_csv_records`.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from components.errors import DataError
 from components.examples import rows
@@ -28,6 +29,7 @@ Line = tuple[int, int, bytes]  # offset in the file, 1-based number, the line wi
 BOM = b"\xef\xbb\xbf"
 HEADED = ("csv", "tsv")  # formats whose first line names the columns
 _HEADING = b"###"
+_BLOCK = 1 << 20  # no line of column names is longer
 RCT_COLUMNS = ("id", "label", "text")
 
 # RFC 4180. Possessive quantifiers: no backtracking, so every match is linear in the length of the line.
@@ -87,6 +89,63 @@ def check_encoding(head: bytes, name: str) -> None:
     for magic, kind in kinds.items():
         if head.startswith(magic):
             raise DataError(f"{name}: is {kind}")
+
+
+def read_lines(stream: BinaryIO, start: int, end: int, number: int, limit: int) -> Iterator[Line]:
+    """The physical lines from `start`, the start of line `number`, to before `end`.
+
+    A line of more than `limit` bytes is cut to `limit + 1` bytes, the rest passed over.
+    """
+    stream.seek(start)
+    offset = start
+    while offset < end:
+        raw = stream.readline(limit + 1)
+        if not raw:
+            return
+        yield offset, number, raw
+        offset += len(raw)
+        number += 1
+        tail = raw
+        while len(raw) > limit and tail and not tail.endswith(b"\n"):
+            tail = stream.readline(_BLOCK)
+            offset += len(tail)
+
+
+def read_head(stream: BinaryIO, spec: RowSpec, name: str) -> tuple[int, int, tuple[str, ...]]:
+    """Where the rows of a text file start, the line they start at, and its columns if it is headed.
+
+    Raises:
+      DataError: the file is of another format, or has not the configured columns.
+    """
+    head = stream.read(4)
+    check_encoding(head, name)
+    start = len(BOM) if head.startswith(BOM) else 0
+    if spec.format == "pubmed_rct":
+        check_columns(RCT_COLUMNS, spec, name)
+    if spec.format not in HEADED:
+        return start, 1, ()
+    stream.seek(start)
+    first = stream.readline(_BLOCK)
+    if not first:
+        raise DataError(f"{name}: is empty; its first line must name the columns")
+    return start + len(first), 2, read_header(first, spec, name)
+
+
+def check_keys(stream: BinaryIO, start: int, spec: RowSpec, name: str) -> None:
+    """Makes sure that each configured key is in some JSON object of a JSONL file whose rows start at `start`.
+
+    It reads on until all have been seen.
+
+    Raises:
+      DataError: no object has one of them.
+    """
+    reader = Reader(spec)
+    end = stream.seek(0, io.SEEK_END)
+    for _ in reader.rows(read_lines(stream, start, end, 1, spec.row_limit)):
+        if not reader.unseen:
+            return
+    if reader.objects:
+        raise missing_key(name, min(reader.unseen), reader.keys)
 
 
 def read_header(raw: bytes, spec: RowSpec, name: str) -> tuple[str, ...]:

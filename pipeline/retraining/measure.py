@@ -72,9 +72,9 @@ def measure(config: Config, live: int, span: int, digest: str) -> list[dict[str,
 
 def labelled_rows(config: Config, span: int, splits: Sequence[str]) -> Iterator[Row]:
     """The good rows of a span's splits, in order."""
-    from components.examples.component import executor_config, row_spec
     from components.examples.files import InputFile, ItemReader, plan_file
     from components.examples.rows import BadRow
+    from components.examples.spec import executor_config, row_spec
 
     spec = row_spec(executor_config(config.data, config.task, config.labels, config.label_column))
     _, by_split = spans.find_files(config.data)[span]
