@@ -6,14 +6,16 @@ import json
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.records import read_records
+from pipeline.records import INTERRUPTED, is_held, read_records
 
-KEYS = ("run_id", "status", "version", "metrics", "baseline", "gates", "data", "seconds", "error")
+KEYS = ("run_id", "status", "step", "version", "metrics", "baseline", "gates", "data", "seconds", "error")
 
 
 def print_history(config: Config, as_json: bool) -> None:
-    """Prints the runs, oldest first, as a table or as one JSON object."""
+    """Prints the runs, oldest first, as a table or as one JSON object; of one that was killed what is known."""
     rows: list[dict[str, Any]] = [{key: record.get(key) for key in KEYS} for record in read_records(config.root)]
+    if rows and rows[-1]["status"] == INTERRUPTED and is_held(config.root):
+        rows[-1]["status"] = "running"
     if as_json:
         print(json.dumps({"root": str(config.root), "runs": rows}))
         return
@@ -35,7 +37,7 @@ def print_history(config: Config, as_json: bool) -> None:
         table.add_row(
             row["run_id"],
             str((row["data"] or {}).get("span", "")),
-            row["status"],
+            row["status"] + (f" in {row['step']}" if row["step"] else ""),
             str(row["version"] or ""),
             "" if value is None else f"{value:.4f}",
             "" if baseline is None else f"{baseline:.4f}",

@@ -13,6 +13,9 @@ from typing import Any
 from components.errors import BusyError, PipelineError
 
 
+INTERRUPTED = "interrupted"  # the status of a run that has not come to its end: it is under way, or was killed
+
+
 @contextmanager
 def root_lock(root: Path, wait: bool) -> Iterator[None]:
     """Holds the pipeline root for one run; the lock goes with the process that holds it.
@@ -45,6 +48,20 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def is_held(root: Path) -> bool:
+    """Whether a run holds the pipeline root at this moment."""
+    import fcntl
+
+    try:
+        with (root / "run.lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def new_run_id(root: Path) -> str:

@@ -2,7 +2,8 @@
 
 The result is one dictionary, the same that `--json` prints:
 
-    status       "pushed" | "unchanged" | "not_blessed" | "failed" | "partial"
+    status       "pushed" | "unchanged" | "not_blessed" | "failed" | "partial"; while it runs, and for good if it is
+                 killed, the record on disk says "interrupted", with the step that it is in
     version      the version in the model server's base path, or null
     model_path   its folder, or null
     metrics      by name: value, low, high
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +105,26 @@ def _execute(
     run_id = records.new_run_id(root)
     log = root / "logs" / f"{run_id}.log"
     record = {**blank_record(), "run_id": run_id, "name": config.name, "fingerprint": fingerprint, "log": str(log)}
-    record["trigger"] = trigger
+    record.update(trigger=trigger, pid=os.getpid(), status=records.INTERRUPTED)
     seconds: dict[str, float] = {}
+
+    def timed() -> dict[str, Any]:
+        record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
+        return record
 
     def listen(step: str, event: str, elapsed: float) -> None:
         if event != "started":
             seconds[step] = round(elapsed, 2)
+        record["step"] = step if event == "started" else None
+        with suppress(OSError):  # a full disk is the step's own error to tell
+            records.write_record(root, timed())
         display.step(step, event, elapsed)  # type: ignore[arg-type]
 
     with quiet(log) as console:
         console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
         try:
             housekeeping.before_run(config, run_id)
+            records.write_record(root, timed())
             with StepDisplay(console) as display, progress.listening(display.report):
                 pipeline = _prepare(config, fingerprint, console)
                 from pipeline import local
@@ -124,15 +134,14 @@ def _execute(
                     pipeline, listen, from_step, to_step, config.local,
                     log=lambda step: step_log(log.with_suffix("") / f"{step}.log"),
                 )  # fmt: skip
-            record.update(outcome(result.outputs))
+            record.update({**outcome(result.outputs), "step": None})
         except BaseException as error:
-            record.update(failure(error))
+            record.update({**failure(error), "status": "failed"})
             if isinstance(error, PipelineError):
                 error.record = record
             raise
         finally:
-            record["seconds"] = {**seconds, "total": round(time.monotonic() - began, 2)}
-            _keep(root, record, console)
+            _keep(root, timed(), console)
     return record
 
 

@@ -146,7 +146,7 @@ def finished(root: Path, key: str, after: str) -> dict[str, Any] | None:
     for record in reversed(records.read_records(root)):
         if record["run_id"] <= after:
             return None
-        if record.get("trigger") == key:
+        if record.get("trigger") == key and record["status"] != records.INTERRUPTED:
             return record
     return None
 

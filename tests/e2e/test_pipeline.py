@@ -192,6 +192,7 @@ def test_history_lists_every_run(project) -> None:
     project.start([*project.command("history"), "--json"])
     done = project.wait()
     runs = done.json["runs"]
+    assert [run["status"] for run in runs].count("interrupted") == len(STEPS), "the runs that were killed"
     assert [run["status"] for run in runs].count("pushed") == 2
     assert [run["status"] for run in runs].count("not_blessed") == 5
     assert all(run["run_id"] for run in runs)

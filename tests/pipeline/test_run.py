@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,38 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
         "calibration on split eval: temperature 1.234, expected calibration error 0.0500 → 0.0200, log loss "
         "1.0000 → 0.9000" in text
     )
+
+
+# Steps that do nothing: the second waits to be killed.
+STEPS_THAT_WAIT = """
+import sys, types
+from pipeline import run as runs
+from pipeline.config import load_config
+
+def run(graph, listener, *_, **__):
+    listener("examples", "started", 0.0)
+    listener("examples", "done", 1.5)
+    listener("statistics", "started", 0.0)
+    sys.stdin.read()
+
+sys.modules["pipeline.local"] = local = types.ModuleType("pipeline.local")
+local.run, runs._prepare = run, lambda *_: None
+runs.run(load_config(sys.argv[1], [f"paths.root={sys.argv[2]}"]))
+"""
+
+
+def test_history_shows_a_run_while_it_runs_and_for_good_when_it_was_killed(config: Config, minimal: Path) -> None:
+    def history(*options: str) -> str:
+        arguments = ["history", str(minimal), "--set", f"paths.root={config.root}", *options]
+        return CliRunner().invoke(app, arguments).stdout
+
+    command = [sys.executable, "-c", STEPS_THAT_WAIT, str(minimal), str(config.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while "statistics" not in history():
+            assert process.poll() is None
+        assert "running in statistics" in history()
+        process.kill()
+    (found,) = json.loads(history("--json"))["runs"]
+    assert (found["status"], found["step"], found["version"]) == ("interrupted", "statistics", None)
+    assert (found["seconds"]["examples"], found["seconds"]["total"] > 0) == (1.5, True)
+    assert "interrupted in statistics" in history()

@@ -409,6 +409,13 @@ def test_process_is_taken_at_its_word_or_its_end_is_named(tmp_path: Path, code: 
     assert {key: found[key] for key in expected} == expected
 
 
+def test_record_of_a_run_that_was_killed_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    for number, status in (("1", "pushed"), ("2", records.INTERRUPTED)):
+        records.write_record(tmp_path, {"run_id": number, "trigger": "span:1", "status": status})
+    assert launch.finished(tmp_path, "span:1", after="1") is None
+    assert launch.finished(tmp_path, "span:1", after="")["status"] == "pushed"
+
+
 def test_configured_exclusions_stay_when_refused_spans_are_added(make_project) -> None:
     project = make_project("window.last=3", "window.exclude=[7]")
     project.run.faults = {1: {"status": "failed", "error": "bad", "error_kind": "DataError"}}
