@@ -277,6 +277,8 @@ def main() -> None:
     """The console script."""
     # TensorFlow's C++ side writes to the terminal what no user can act on, such as that there is no GPU.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Keras would read ~/.keras/keras.json, and write it where there is none: a run depends on its configuration alone.
+    os.environ.setdefault("KERAS_HOME", os.devnull)
     app()
 
 

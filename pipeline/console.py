@@ -77,6 +77,29 @@ def step_log(log: Path) -> Iterator[None]:
         handler.stream.close()
 
 
+@contextmanager
+def chatter_to(log: Path) -> Iterator[None]:
+    """Sends what libraries write on standard error to `log`, written anew each time; nowhere if that cannot be written.
+
+    Standard output stays: it is for results.
+    """
+    sys.stderr.flush()
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o640)
+    except OSError:
+        file = os.open(os.devnull, os.O_WRONLY)
+    terminal = os.dup(2)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 def report_console() -> Console:
     """A console for results on standard output; in a pipe or a file nothing is cut to a terminal's width."""
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)

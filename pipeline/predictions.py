@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +17,15 @@ def print_texts(config: Config, texts: list[str], version: int | None, as_json: 
     Raises:
       ConfigError: the model takes pairs, and an odd number of texts was given.
     """
-    from pipeline.predict import predict
-
     pairs = None
     if config.data.has_pairs:
         if len(texts) % 2:
             raise ConfigError("this model takes pairs: give every text followed by its second segment (or '')")
         texts, pairs = texts[::2], texts[1::2]
-    found, predictions = predict(config.serving_dir, texts, pairs, version)
+    with _chatter_aside(config, "predict"):
+        from pipeline.predict import predict
+
+        found, predictions = predict(config.serving_dir, texts, pairs, version)
     if as_json:
         rows = [{"labels": list(item.labels), "probabilities": item.probabilities} for item in predictions]
         print(json.dumps({"version": found.number, "predictions": rows}))
@@ -35,10 +37,11 @@ def print_texts(config: Config, texts: list[str], version: int | None, as_json: 
 
 def print_file(config: Config, file: Path, version: int | None) -> None:
     """Classifies the rows of a file, in order, one JSON object a line."""
-    from pipeline.predict import predict_file
+    with _chatter_aside(config, "predict"):
+        from pipeline.predict import predict_file
 
-    for row in predict_file(config.serving_dir, file, config.data, version):
-        print(json.dumps(row, ensure_ascii=False))
+        for row in predict_file(config.serving_dir, file, config.data, version):
+            print(json.dumps(row, ensure_ascii=False))
 
 
 def score_files(
@@ -50,14 +53,16 @@ def score_files(
     as_json: bool,
 ) -> None:
     """Scores files by Beam and prints the manifest's counts."""
-    from pipeline.beam import beam_arguments
-    from pipeline.score import IN_PROCESS, score
+    with _chatter_aside(config, "score"):
+        from pipeline.beam import beam_arguments
+        from pipeline.score import IN_PROCESS, score
 
-    # One process with TensorFlow on all cores is the fastest on one machine, whatever the size.
-    arguments = beam_arguments(config.beam, input_bytes=0) if config.beam.pipeline_args else IN_PROCESS
-    manifest = score(
-        config.serving_dir, source, output, config.data, version=version, format=format, beam_pipeline_args=arguments
-    )
+        # One process with TensorFlow on all cores is the fastest on one machine, whatever the size.
+        arguments = beam_arguments(config.beam, input_bytes=0) if config.beam.pipeline_args else IN_PROCESS
+        manifest = score(
+            config.serving_dir, source, output, config.data, version=version, format=format,
+            beam_pipeline_args=arguments,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(manifest))
         return
@@ -65,3 +70,10 @@ def score_files(
         f"{manifest['rows']} rows, {manifest['bad']['rows']} bad, version {manifest['version']}, "
         f"{manifest['seconds']:.1f} s → {manifest['output']}"
     )
+
+
+def _chatter_aside(config: Config, command: str) -> AbstractContextManager[None]:
+    """TensorFlow, Beam and the imports of both write what no user can act on."""
+    from pipeline.console import chatter_to
+
+    return chatter_to(config.root / "logs" / f"{command}.log")

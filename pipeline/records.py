@@ -12,7 +12,6 @@ from typing import Any
 
 from components.errors import BusyError, PipelineError
 
-
 INTERRUPTED = "interrupted"  # the status of a run that has not come to its end: it is under way, or was killed
 
 

@@ -1,5 +1,5 @@
-"""For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, as in a pipeline run;
-weights drawn for a test are the same in every run of it."""
+"""For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, and Keras writes nothing to
+the home folder, as in a pipeline run; weights drawn for a test are the same in every run of it."""
 
 import gc
 import os
@@ -8,6 +8,7 @@ import sys
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_HOME", os.devnull)
 
 # What starts a model server, a Beam run or a whole training run is no unit test: `make check` leaves it out.
 SERVERS = {"serve", "spawn"}

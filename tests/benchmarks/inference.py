@@ -107,7 +107,7 @@ def transform_graph(folder: Path, vocab: Path) -> tuple[Any, Any]:
         "labels": LABELS, "passthrough": [],
     }  # fmt: skip
     metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
-    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+    with beam.Pipeline(runner="FnApiRunner") as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
         rows = pipeline | beam.Create([{"text": [b"a text"], "label": [LABELS[0].encode()]}]), metadata
         _, graph = rows | tft_beam.AnalyzeAndTransformDataset(lambda inputs: preprocessing_fn(inputs, config))
         _ = graph | tft_beam.WriteTransformFn(str(folder / "transform"))

@@ -125,6 +125,30 @@ def test_pubmed_rct_file_is_read_by_its_own_format(toy: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_commands_leave_the_terminal_to_their_results_and_write_nothing_elsewhere(
+    toy: ModuleType, minimal: Path, tmp_path: Path
+) -> None:
+    toy.ToyModel().export(tmp_path / "root" / "serving" / "biobert_cnn" / "7")
+    (tmp_path / "home").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "KERAS_HOME"}
+    environment.update(PYTHONPATH=str(ROOT), HOME=str(tmp_path / "home"), TF_CPP_MIN_LOG_LEVEL="0")
+    settings = ["--set", f"paths.root={tmp_path / 'root'}", "--json"]
+
+    def run(command: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", command, str(minimal), *arguments, *settings],
+            capture_output=True, text=True, cwd=tmp_path, env=environment,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "root" / "logs" / f"{command}.log").read_text() != "", "TensorFlow has something to say"
+        return done.stdout
+
+    assert json.loads(run("predict", TEXTS[0]))["version"] == 7
+    assert json.loads(run("score", str(minimal.parent / "rows"), str(tmp_path / "out")))["rows"] == 2
+    assert list((tmp_path / "home").rglob("*")) == []
+
+
+@pytest.mark.slow
 def test_wrong_file_is_named_before_tensorflow_is_imported(tmp_path: Path) -> None:
     (tmp_path / "serving" / "7").mkdir(parents=True)
     (tmp_path / "in.csv").write_text("body\na\n")

@@ -74,7 +74,7 @@ def transformed(tmp_path_factory):
         def preprocess(inputs):
             return preprocessing_fn(inputs, custom | {"passthrough": []})
 
-        with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+        with beam.Pipeline(runner="FnApiRunner") as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
             raw = pipeline | "train rows" >> beam.Create(rows_of(90, task, pairs)), metadata
             (train, train_metadata), graph = raw | tft_beam.AnalyzeAndTransformDataset(preprocess)
             other = pipeline | "eval rows" >> beam.Create(rows_of(45, task, pairs, shift=1000)), metadata
