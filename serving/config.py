@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from typing import Any, TypeVar
 
@@ -42,9 +43,9 @@ def model_config(flags: Flags) -> pb.ModelServerConfig:
     config = pb.ModelServerConfig()
     if flags.model_config_file:
         return read_text_proto(flags.model_config_file, config)
-    config.model_config_list.config.add(
-        name=flags.model_name, base_path=flags.model_base_path, model_platform="tensorflow"
-    )
+    # On the command line, unlike in a file, it is clear what a relative path is relative to.
+    path = flags.model_base_path if "://" in flags.model_base_path else os.path.abspath(flags.model_base_path)
+    config.model_config_list.config.add(name=flags.model_name, base_path=path, model_platform="tensorflow")
     return config
 
 

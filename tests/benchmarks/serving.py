@@ -1,13 +1,15 @@
 """What the model server costs and bears: `python tests/benchmarks/serving.py [--geometry=default …]`.
 
-Prints ratios, each measured in alternation on the same machine in the same minutes:
+Prints ratios, each measured in alternation on the same machine in the same minutes, with the bound that they are held
+to and whether it `holds`:
 
-- latency:    median over single texts of the time through the server minus that of the in-process call;
+- latency:    median over single texts of the time through the server minus that of the in-process call, under 2 ms;
 - floor:      processor time of a gRPC server in Python that answers with what it was sent, by request: what no server
               on grpcio can do without;
-- throughput: texts/s at saturation over the bare SavedModel called in-process with ideal batches (sorted by length);
-- overload:   at twice the rate it can carry, p99 of what is accepted against the stated bound, and how fast the rest
-              is refused.
+- throughput: texts/s at saturation over the bare SavedModel called in-process with ideal batches (sorted by length),
+              at least 0.9;
+- overload:   at twice the rate it can carry, p99 of what is accepted, and how fast the rest is refused. The bound is
+              the time that the batches under way and those that may wait take, each half full.
 
 The models are this project's own, exported by its own code with random weights: the geometry of the default
 configuration (embeddings and CNN, under a millisecond a text) and that of BioBERT (BERT-base and CNN). The texts are
@@ -53,6 +55,9 @@ TEXTS = ROOT / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
 THREADS = os.cpu_count() or 1
 ENQUEUED = 2
 BOUND_IN_BATCHES = 2 * (THREADS + ENQUEUED)
+# What the server is held to.
+MAX_ADDED_MS = 2.0
+MIN_RATIO = 0.9
 
 
 def read_texts(count: int, seed: int = 0) -> list[str]:
@@ -191,10 +196,13 @@ def measure_latency(bare: InProcess, base_path: Path, count: int) -> dict[str, f
             direct.append(middle - started)
             served.append(time.perf_counter() - middle)
     direct, served = direct[20:], served[20:]
+    added = statistics.median(s - d for s, d in zip(served, direct, strict=True)) * 1e3
     return {
         "in_process_ms": round(statistics.median(direct) * 1e3, 3),
         "server_ms": round(statistics.median(served) * 1e3, 3),
-        "added_ms": round(statistics.median(s - d for s, d in zip(served, direct, strict=True)) * 1e3, 3),
+        "added_ms": round(added, 3),
+        "bound_ms": MAX_ADDED_MS,
+        "holds": added < MAX_ADDED_MS,
     }
 
 
@@ -266,11 +274,14 @@ def measure_throughput(
             client.append(found["cpu_s"] / found["seconds"] / (os.cpu_count() or 1))
             refused.append(found["refused"])
     median = statistics.median
+    ratio = median(s / d for s, d in zip(served, direct, strict=True))
     return {
         "texts_a_request": rows,
         "in_process_texts_s": round(median(direct), 1),
         "server_texts_s": round(median(served), 1),
-        "ratio": round(median(s / d for s, d in zip(served, direct, strict=True)), 3),
+        "ratio": round(ratio, 3),
+        "bound": MIN_RATIO,
+        "holds": ratio >= MIN_RATIO,
         "in_process_cpu_ms_a_text": round(median(direct_cpu) * 1e3, 3),
         "server_cpu_ms_a_text": round(median(served_cpu) * 1e3, 3),
         "ratio_of_processor_time": round(median(d / s for s, d in zip(served_cpu, direct_cpu, strict=True)), 3),
@@ -295,7 +306,7 @@ def measure_overload(
         "carried_requests_s": round(carried, 1),
         **found,
         "bound_ms": round(bound_ms, 1),
-        "p99_within_bound": p99 is not None and p99 <= bound_ms,
+        "holds": p99 is not None and p99 <= bound_ms,
     }
 
 

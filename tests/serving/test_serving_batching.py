@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
+import urllib.request
 
 import grpc
 import numpy as np
@@ -292,6 +294,35 @@ def test_a_request_without_a_deadline_is_batched(serve, toys):
     request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"]))
     response = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict(request)
     assert list(response.outputs["label"].string_val) == [b"short"]
+
+
+def test_a_request_over_rest_whose_client_has_gone_is_not_computed(serve, toys, tmp_path, eventually):
+    parameters, monitoring = tmp_path / "p.txt", tmp_path / "monitoring.config"
+    parameters.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 600000000 }")
+    monitoring.write_text("prometheus_config { enable: true }")
+    running = serve(
+        toys.text, rest_api_port=-1, monitoring_config_file=monitoring, enable_batching=True,
+        batching_parameters_file=parameters,
+    )  # fmt: skip
+
+    def batch_sizes(which: str) -> list[float]:
+        with urllib.request.urlopen(running.rest + "/monitoring/prometheus/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        name = f":tensorflow:serving:batching_session:{which}_sum"
+        return [float(line.split()[-1]) for line in lines if line.startswith(name)]
+
+    body = b'{"instances": ["aa"]}'
+    with socket.create_connection(("127.0.0.1", running.server.rest_port), 30) as gone:
+        gone.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 21\r\n\r\n" + body)
+        eventually(lambda: batch_sizes("input_batch_size") == [1])
+    assert batch_sizes("processed_batch_size") == []  # it waits; the page comes by the loop that sees the client go
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"]))
+    # It fills the batch.
+    response = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict(request, 30)
+    assert list(response.outputs["label"].string_val) == [b"short"]
+    assert batch_sizes("processed_batch_size") == [1]
 
 
 def test_outputs_that_are_not_batched_are_refused():

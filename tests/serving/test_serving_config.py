@@ -220,6 +220,11 @@ def test_a_config_that_does_not_parse_ends_the_server(spawn, tmp_path):
     assert "Traceback" not in log
 
 
+def test_a_relative_base_path_on_the_command_line_counts_from_the_working_folder(serve, toys, monkeypatch):
+    monkeypatch.chdir(toys.half_plus_two.parent)
+    assert ask(serve("half_plus_two").channel) == (3.0, 123)
+
+
 # === What it listens on ===
 
 

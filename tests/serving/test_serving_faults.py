@@ -194,7 +194,7 @@ def test_a_new_version_every_second_for_a_minute(faulty, heavy, eventually):
 
 
 def test_clients_that_misbehave_disturb_nobody(faulty, eventually):
-    """Connections opened and left, clients that vanish, malformed messages, huge ones, and a reader that dawdles."""
+    """Connections opened and left, clients that vanish, malformed messages and huge ones."""
     pid = faulty.popen.pid
     host, port = faulty.rest.removeprefix("http://").split(":")
     grpc_address = (host, int(faulty.target.split(":")[1]))
@@ -234,15 +234,15 @@ def test_clients_that_misbehave_disturb_nobody(faulty, eventually):
             answer = protos.PredictResponse.FromString(big.unary_unary(PREDICT)(large, timeout=120))
         assert answer.outputs["probabilities"].float_val[1] == pytest.approx(1.0, abs=1e-6)
 
-        with socket.create_connection((host, int(port)), 30) as slow:
-            body = json.dumps({"instances": ["a"] * 32}).encode()
-            head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-            slow.sendall(head.encode() + body)
-            got = b""
-            while b"\r\n\r\n" not in got or not got.endswith(b"]\n}"):
-                got += slow.recv(64)
-                time.sleep(0.01)
-        assert got.startswith(b"HTTP/1.1 200")
+        web = http.client.HTTPConnection(host, int(port), timeout=120)
+        for body in [b"{", b"nonsense", b'{"instances": [1, {', b'{"instances": ["\xff"]}'] * 15:
+            web.request("POST", "/v1/models/m:predict", body)
+            response = web.getresponse()
+            assert (response.status, b"JSON Parse error" in response.read()) == (400, True)
+        web.request("POST", "/v1/models/m:predict", json.dumps({"instances": ["a" * (64 << 20)]}))
+        answer = json.loads(web.getresponse().read())
+        assert answer["predictions"][0]["probabilities"][1] == pytest.approx(1.0, abs=1e-6)
+        web.close()
 
         eventually(lambda: files(pid) <= before[2] + 10)
         eventually(lambda: threads(pid) <= before[1] + 45)
@@ -304,8 +304,17 @@ def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp
     parameters.write_text("max_batch_size { value: 64 } batch_timeout_micros { value: 1500000 }")
     process = spawn(
         f"--model_base_path={toys.text}", "--model_name=m", "--enable_batching",
-        f"--batching_parameters_file={parameters}", "--grpc_max_threads=16",
+        f"--batching_parameters_file={parameters}", "--grpc_max_threads=16", rest=True,
     )  # fmt: skip
+    over_rest: list[int] = []
+
+    def ask_rest() -> None:
+        url, body = process.rest + "/v1/models/m:predict", b'{"instances": ["a"]}'
+        with urllib.request.urlopen(url, body, timeout=30) as response:
+            over_rest.append(response.status)
+
+    thread = threading.Thread(target=ask_rest)
+    thread.start()
     with grpc.insecure_channel(process.target) as channel:
         calls = [channel.unary_unary(PREDICT).future(make_request([b"a" * 10]), timeout=30) for _ in range(5)]
         time.sleep(0.4)  # they wait for their batch
@@ -315,6 +324,8 @@ def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp
             channel.unary_unary(PREDICT)(make_request([b"late"]), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert [c.code() for c in calls] == [grpc.StatusCode.OK] * 5
+    thread.join()
+    assert over_rest == [200]
     assert process.popen.wait(60) == 0
 
 
