@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 from serving import protos
-from serving.client import (
+from serving.client_core import (
     DEFAULTS,
     PREDICT_METHOD,
+    STATUS_METHOD,
     Options,
     Prediction,
     channel_credentials,
     channel_options,
+    deadline,
     make_requests,
     metadata,
     next_pause_s,
     read_response,
+    read_status,
+    status_request,
+    time_left,
     translate,
 )
-from serving.errors import Code, DeadlineError
 
 
 class AsyncClient:
@@ -43,10 +46,13 @@ class AsyncClient:
         self._predict = self._channel.unary_unary(
             PREDICT_METHOD, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
         )
+        self._status = self._channel.unary_unary(
+            STATUS_METHOD, protos.GetModelStatusRequest.SerializeToString, protos.GetModelStatusResponse.FromString
+        )
 
     async def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
         """Classifies texts, in their order; see `serving.client.Client.predict`."""
-        end = None if self._options.timeout_s is None else time.monotonic() + self._options.timeout_s
+        end = deadline(self._options)
         requests = make_requests(self._model_name, self._options, texts, pairs)
         found: list[Prediction] = []
         waiting: list[asyncio.Task[list[Prediction]]] = []
@@ -66,21 +72,24 @@ class AsyncClient:
 
     async def _ask(self, request: tuple[int, Any], end: float | None) -> list[Prediction]:
         count, message = request
+        return read_response(await self._send(self._predict, message, end), count)
+
+    async def _send(self, method: Any, message: Any, end: float | None) -> Any:
         for attempt in itertools.count():
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineError(f"{self._target}: no answer within the deadline", Code.DEADLINE_EXCEEDED)
             try:
-                response = await self._predict(message, timeout=left, metadata=metadata(self._options))
-                return read_response(response, count)
+                left = time_left(end, self._target)
+                return await method(message, timeout=left, metadata=metadata(self._options))
             except grpc.RpcError as cause:
                 error = translate(cause, self._target)
-                left = None if end is None else end - time.monotonic()
-                pause = next_pause_s(error, attempt, self._options, left)
+                pause = next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
+
+    async def available_versions(self) -> list[int]:
+        """Versions that answer, the newest first. Raises `ClientError`."""
+        return read_status(await self._send(self._status, status_request(self._model_name), deadline(self._options)))
 
     async def close(self) -> None:
         """Closes the channel; calls under way fail."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.client import (
+from serving.client_core import (
     PREDICT_METHOD,
     TLS,
     Options,

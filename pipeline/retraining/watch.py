@@ -211,7 +211,7 @@ class Server:
         import grpc
 
         from serving import protos
-        from serving.client import STATUS_METHOD
+        from serving.client_core import STATUS_METHOD
 
         request = protos.GetModelStatusRequest()
         request.model_spec.name = self._name

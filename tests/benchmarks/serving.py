@@ -45,7 +45,7 @@ sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file_
 import grpc  # noqa: E402
 
 from serving import bench  # noqa: E402
-from serving.client import Options, make_requests  # noqa: E402
+from serving.client_core import Options, make_requests  # noqa: E402
 from serving.errors import Code  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ import pytest
 
 from serving import protos
 from serving.aio import AsyncClient
-from serving.client import Client, Options, Retry, make_requests, read_response
+from serving.client import Client, Options, Retry
+from serving.client_core import make_requests, read_response
 from serving.errors import (
     AuthenticationError,
     DeadlineError,
@@ -213,7 +214,7 @@ def test_the_asyncio_client_answers_as_the_synchronous_one(serve, toys):
         async with AsyncClient(running.target, "m", batch_size=3) as client:
             with pytest.raises(InvalidRequestError):
                 await client.predict(["x\ud800"])
-            return await client.predict(texts)
+            return await client.predict(texts), await client.available_versions()
 
     with Client(running.target, "m") as client:
-        assert asyncio.run(ask()) == client.predict(texts)
+        assert asyncio.run(ask()) == (client.predict(texts), client.available_versions())

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from serving import protos
-from serving.client import PREDICT_METHOD, Client
+from serving.client import Client
+from serving.client_core import PREDICT_METHOD
 
 COUNT = 60_000  # texts; the answer is megabytes, more than sockets hold for a client that does not read
 
