@@ -21,9 +21,14 @@ _INTEGERS = (types_pb2.DT_INT32, types_pb2.DT_INT64)
 def token_counter(
     runner: Runner, signatures: Mapping[str, meta_graph_pb2.SignatureDef]
 ) -> Callable[[Feeds], np.ndarray | None]:
-    """A function from feeds of `serving_default` to tokens by row, int [n], or None where it does not apply."""
+    """A function from feeds of `serving_default` to tokens by row, int [n], or None where it does not apply.
+
+    Runs the signature once, so that the first request need not wait for what TensorFlow prepares then.
+    """
     default, tokens = signatures.get("serving_default"), signatures.get("tokens")
     if default is None or tokens is None or not set(tokens.inputs) <= set(default.inputs):
+        return lambda feeds: None
+    if any(info.dtype != types_pb2.DT_STRING for info in tokens.inputs.values()):
         return lambda feeds: None
     counts = [a for a, info in tokens.outputs.items() if "length" in a and _is_vector(info)]
     if len(counts) != 1:
@@ -40,6 +45,8 @@ def token_counter(
         except StatusError:
             return None  # the request itself will fail in the same way, and say why
 
+    # A graph's first run is slow; it shall not be a request's.
+    count({name: np.array([b""], object) for name in expected})
     return count
 
 

@@ -11,13 +11,15 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.batching import Batcher
 from serving.batching_options import BatchingOptions, read_options
 from serving.errors import Code, StartError, StatusError
-from serving.loader import Call
+from serving.loader import Call, SessionRunner
 from serving.metrics import Metrics
+from serving.token_counter import token_counter
 
 
 class Recorder:
@@ -197,6 +199,26 @@ def test_a_batch_keeps_within_its_tokens(busy, eventually):
     runner.gate.set()
     crowd.join()
     assert [len(b) for b in runner.batches] == [1, 2, 2, 1]
+
+
+def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_wait_for_the_graph(toys):
+    class Counting:
+        def __init__(self) -> None:
+            self.texts: list[list[bytes]] = []
+
+        def run(self, feeds, fetches, call):
+            (text,) = feeds.values()
+            self.texts.append(text.tolist())
+            return [np.array([len(t) for t in text])]
+
+    runner = Counting()
+    signatures = dict(SessionRunner(str(toys.text / "1"), ["serve"], config_pb2.ConfigProto()).meta_graph.signature_def)
+    count = token_counter(runner, signatures)
+    assert runner.texts == [[b""]]
+    (info,) = signatures["serving_default"].inputs.values()
+    assert count({info.name: np.array([b"abc", b"d"], object)}).tolist() == [3, 1]
+    assert token_counter(runner, {})({info.name: np.array([b"abc"], object)}) is None
+    assert len(runner.texts) == 2
 
 
 def test_a_large_request_is_refused_or_split():
