@@ -6,6 +6,7 @@ Source: model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and http_s
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import zlib
@@ -28,8 +29,9 @@ from serving import json_tensor
 from serving.errors import Code, StatusError, invalid, quotable
 from serving.inference import DEFAULT_SIGNATURE
 from serving.loader import Call
-from serving.service import InferenceService
+from serving.service import InferenceService, where
 
+_log = logging.getLogger(__name__)
 _API = re.compile(r"/v1/.*", re.IGNORECASE)
 _INFERENCE = re.compile(
     r"/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)",
@@ -117,7 +119,8 @@ class RestApi:
             return self._respond(Code.OK, self._dispatch(request))
         except StatusError as error:
             return self.refuse(error)
-        except Exception:  # whatever it was, this one request failed and no other must
+        except Exception as error:  # whatever it was, this one request failed and no other must
+            _log.error("a REST request failed: %s", where(error))
             return self.refuse(StatusError(Code.INTERNAL, "Internal error of the server"))
 
     def refuse(self, error: StatusError) -> Response:

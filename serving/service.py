@@ -91,8 +91,7 @@ class InferenceService:
             raise
         except Exception as error:
             code = Code.INTERNAL
-            # Where, not what: the message may quote the request.
-            _log.error("%s %s on model %s failed: %s", entry, api, name, _where(error))
+            _log.error("%s %s on model %s failed: %s", entry, api, name, where(error))
             raise StatusError(code, "Internal error of the server") from error
         finally:
             self.metrics.request_count.add(name, code.name)
@@ -128,7 +127,8 @@ def _spec(api: str, request: Any) -> model_pb2.ModelSpec:
     return request.model_spec
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
+    """Type and place of an error, for a log; not its message, which may quote a request."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

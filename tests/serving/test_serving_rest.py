@@ -227,6 +227,18 @@ def test_classify_requests_that_are_wrong_say_where_and_never_what(half, body, w
     assert "secret" not in found["error"]
 
 
+def test_a_failure_that_nobody_foresaw_is_logged_by_its_place_only(half, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("serving.json_tensor.predict_response", broken)
+    assert call(half, "/v1/models/default:predict", {"instances": [1.0]}) == (
+        500, {"error": "Internal error of the server"},
+    )  # fmt: skip
+    assert "a REST request failed: RuntimeError at " in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_cors_headers_and_preflight(serve, toys):
     running = serve(toys.half_plus_two, rest_api_port=-1, rest_api_enable_cors_support=True)
     assert call(running, "/v1/models/default:predict", method="OPTIONS", headers={"Origin": "http://a"}) == (200, None)
