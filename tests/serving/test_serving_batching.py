@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
+import urllib.error
 import urllib.request
 
 import grpc
@@ -446,3 +447,36 @@ def test_a_server_refuses_more_requests_than_it_may_work_on(serve, toys, tmp_pat
     assert codes.count(grpc.StatusCode.OK) >= 1
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 1
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_a_full_server_refuses_rest_at_once_and_still_tells_its_state(serve, toys, tmp_path, eventually):
+    """One worker and three that may wait for it; each answer needs a second request in its batch."""
+    parameters = tmp_path / "p.txt"
+    parameters.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 600000000 }")
+    running = serve(
+        toys.text, rest_api_port=-1, rest_api_num_threads=1, enable_batching=True, batching_parameters_file=parameters
+    )
+    url, body = running.rest + "/v1/models/default", b'{"instances": ["a"]}'
+    taken: list[int] = []
+
+    def ask() -> None:
+        with urllib.request.urlopen(url + ":predict", body, timeout=60) as response:
+            taken.append(response.status)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: running.server._rest._inferring == 4)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url + ":predict", body, timeout=30)
+    assert caught.value.code == 429
+    with urllib.request.urlopen(url, timeout=30) as response:
+        assert response.status == 200
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a"]))
+    for _ in threads:
+        prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict(request, 30)
+    for thread in threads:
+        thread.join()
+    assert taken == [200] * 4

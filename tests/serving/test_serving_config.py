@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -122,6 +124,9 @@ def test_labels_name_versions_and_move_by_reload(serve, versions, tmp_path, even
     assert reload(running.channel, config(entry("m", versions, both + labels))).status.error_code == 0
     assert ask(running.channel, "m", label="stable") == (3.0, 2)
     assert ask(running.channel, "m", label="canary") == (4.0, 3)
+    url = running.rest + "/v1/models/m/labels/canary:predict"
+    with urllib.request.urlopen(url, b'{"instances": [[2.0]]}', timeout=30) as response:
+        assert json.loads(response.read()) == {"predictions": [[4.0]]}
     assert code_of(lambda: ask(running.channel, "m", label="nope")) == (
         grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: nope",
     )  # fmt: skip
