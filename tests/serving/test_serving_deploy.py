@@ -189,3 +189,7 @@ def test_rules_and_dashboard_use_metrics_that_the_server_has():
     used = {name.removesuffix("_bucket") for e in expressions for name in re.findall(r"(?<![\w:]):\w[\w:]*", e)}
     assert used
     assert used <= known
+    # Stock TensorFlow Serving's metrics of batching have no model_name; a panel must find them, too.
+    batching = [e for e in expressions if ":batching_session:" in e]
+    assert batching
+    assert all('{model_name=~"$model|"}' in e for e in batching)
