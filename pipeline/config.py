@@ -345,7 +345,7 @@ def _find_files(path: Path, config: Config) -> None:
 
 def _check_encoder(path: Path, config: Config) -> None:
     """What would otherwise fail a minute into a run: the vocabulary's special tokens, the encoder's geometry."""
-    from components.encoder.config import geometry_in_use
+    from components.encoder.config import check_case, geometry_in_use
     from components.trainer.options import check_options
 
     try:
@@ -364,6 +364,8 @@ def _check_encoder(path: Path, config: Config) -> None:
             from components.encoder.sources import find_source
 
             find_source(config.encoder.weights)
+        if config.encoder.weights:
+            check_case(tokens, config.tokenizer.lower_case)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
         check_options(config.training, config.encoder, geometry, config.tokenizer.longest_text)
     except PipelineError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,26 @@ def geometry_in_use(config_file: str | Path, encoder: EncoderConfig, vocab_file:
     """
     with open(vocab_file, "rb") as file:
         return read_geometry(config_file, encoder, sum(1 for _ in file))
+
+
+def check_case(tokens: Sequence[str], lower_case: bool) -> None:
+    """Holds `tokenizer.lower_case` against the vocabulary of pretrained weights, which shows how they were trained: one
+    of cased text has words with capital letters, one of lower-cased text has none.
+
+    Raises:
+      ConfigError: words would be looked up in another case than they were trained in, and most not be found.
+    """
+    capitals = sum(re.search("[A-Z]", token) is not None for token in tokens if not token.startswith("["))
+    if lower_case and capitals:
+        raise ConfigError(
+            "tokenizer.lower_case: is true, but encoder.weights are of cased text: their vocabulary has capitals in "
+            f"{capitals} of its tokens; set it to false"
+        )
+    if not lower_case and not capitals:
+        raise ConfigError(
+            "tokenizer.lower_case: is false, but encoder.weights are of lower-cased text: no token of their vocabulary "
+            "has a capital letter, and every word with one would be unknown; set it to true"
+        )
 
 
 def _refuse_unsupported(config_file: str | Path, raw: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def _tf1(prefix: Path) -> Source:
 
 def _download(repo: str, revision: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     beside = ["config.json", "vocab.txt"]
     try:
@@ -128,7 +128,7 @@ def _download(repo: str, revision: str) -> Path:
             f"encoder.weights: {repo}@{revision} is not in the local cache and cannot be downloaded; "
             "connect once, or put its files into a folder and name that"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of HTTP, a proxy, the disk, or a transfer in its own library
         raise CheckpointError(f"encoder.weights: {repo}@{revision}: {type(error).__name__} from the hub") from None
     raise CheckpointError(f"encoder.weights: {repo}@{revision} has neither safetensors nor pytorch_model.bin")
 

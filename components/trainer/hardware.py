@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from components.errors import ConfigError, PipelineError
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 log = logging.getLogger(__name__)
 
 
@@ -87,9 +89,11 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones: any GPU, or a CPU with AVX-512 BF16 or AMX."""
-    if tf.config.list_physical_devices("GPU"):
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="ascii", errors="replace") if cpuinfo.exists() else ""
+    """Whether bfloat16 matrix products are faster than float32 ones: GPUs from compute capability 8.0 (Ampere) on, for
+    older ones have no such product at all; without a GPU, a CPU with AVX-512 BF16 or AMX."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return all(one.get("compute_capability", (8, 0)) >= (8, 0) for one in details)  # others than NVIDIA's say none
+    flags = _CPUINFO.read_text(encoding="ascii", errors="replace") if _CPUINFO.exists() else ""
     return " avx512_bf16" in flags or " amx_bf16" in flags

@@ -208,6 +208,12 @@ def test_weights_are_found_from_the_configurations_folder(minimal: Path) -> None
     assert load_config(minimal, [f"encoder.weights={hub}"]).encoder.weights == hub
 
 
+def test_lower_casing_before_weights_of_cased_text_is_refused_and_before_random_ones_is_not(minimal: Path) -> None:
+    load_config(minimal, ["tokenizer.lower_case=true"])
+    text = message(minimal, "tokenizer.lower_case=true", "encoder.weights=some/model@" + "0123456789" * 4)
+    assert "tokenizer.lower_case: is true, but encoder.weights are of cased text" in text
+
+
 def test_curated_schema_of_other_labels_is_refused_beforehand(minimal: Path) -> None:
     schema = minimal.parent / "mine.schema.pbtxt"
     schema.write_text('feature { name: "label" type: BYTES string_domain { value: "yes" } }')

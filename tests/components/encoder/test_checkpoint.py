@@ -356,10 +356,82 @@ def test_a_folder_with_several_checkpoints_is_refused(tmp_path):
         find_source(str(tmp_path))
 
 
-def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Hugging Face's own client, told to stay offline, and its cache: a folder in it is a repository at REVISION."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="not in the local cache"):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def make(repository):
+        folder = tmp_path / "cache" / f"models--{repository.replace('/', '--')}" / "snapshots" / REVISION
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        (folder / "vocab.txt").write_text("\n".join(f"t{n}" for n in range(11)))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_offline_a_hub_name_is_read_from_the_cache_at_its_revision(hub, vocab_file, torch_modules, form):
+    tensors = hugging_face_tensors()
+    folder = hub("organisation/name")
+    (write_safetensors if form == "safetensors" else write_torch)(folder, tensors)
+    encoder = encoder_of()
+    loaded = load_weights(encoder, f"organisation/name@{REVISION}", vocab_file)
+    assert loaded.format == form
+    np.testing.assert_array_equal(encoder.embeddings.word.numpy(), tensors["bert.embeddings.word_embeddings.weight"])
+    source = find_source(f"organisation/name@{REVISION}")
+    assert (source.config, source.vocab) == (folder / "config.json", folder / "vocab.txt")
+    with pytest.raises(CheckpointError, match=r"organisation/name@0{40} is not in the local cache"):
         find_source("organisation/name@" + "0" * 40)
+
+
+def test_a_repository_of_the_hub_without_weights_is_named(hub):
+    hub("organisation/empty")
+    with pytest.raises(CheckpointError, match=f"organisation/empty@{REVISION} has neither safetensors nor pytorch"):
+        find_source(f"organisation/empty@{REVISION}")
+
+
+@pytest.mark.parametrize(
+    ("files", "asked"), [(["model.safetensors", "pytorch_model.bin"], 1), (["pytorch_model.bin"], 2)]
+)
+def test_of_a_repository_that_has_both_the_pickle_is_not_fetched(monkeypatch, tmp_path, files, asked):
+    import fnmatch
+
+    import huggingface_hub
+
+    there = {"config.json", "vocab.txt", "README.md", "tf_model.h5", *files}
+    calls = []
+
+    def snapshot_download(repository, revision, allow_patterns):
+        calls.append((repository, revision))
+        for name in there:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    source = find_source(f"organisation/name@{REVISION}")
+    assert [file.name for file in source.files] == files[:1]
+    assert calls == [("organisation/name", REVISION)] * asked
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "vocab.txt", files[0]}
+
+
+def test_what_the_hubs_client_meets_is_named_without_its_message(monkeypatch):
+    import huggingface_hub
+
+    class ProxyError(Exception):
+        pass
+
+    def snapshot_download(*_, **__):
+        raise ProxyError("user:password@proxy")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=f"organisation/name@{REVISION}: ProxyError from the hub$"):
+        find_source(f"organisation/name@{REVISION}")

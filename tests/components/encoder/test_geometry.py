@@ -5,7 +5,7 @@ import json
 import pytest
 
 from components.config import EncoderConfig
-from components.encoder.config import BertGeometry, read_geometry
+from components.encoder.config import BertGeometry, check_case, read_geometry
 from components.errors import CheckpointError, ConfigError
 
 BASE = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20, "vocab_size": 7}
@@ -90,6 +90,17 @@ def test_random_weights_take_the_vocabularys_size(config_file):
 def test_pretrained_weights_need_their_own_vocabulary(config_file):
     with pytest.raises(CheckpointError, match="vocab_size is 7, but the vocabulary has 9"):
         read_geometry(config_file(), EncoderConfig(weights="model"), vocab_size=9)
+
+
+def test_the_vocabulary_of_pretrained_weights_tells_the_case_of_their_text():
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    cased, lower = [*special, "fever", "Fever", "##s"], [*special, "fever", "##s", "\u0391"]
+    check_case(cased, lower_case=False)
+    check_case(lower, lower_case=True)
+    with pytest.raises(ConfigError, match=r"lower_case: is true, .* of cased text: .* in 1 of its tokens"):
+        check_case(cased, lower_case=True)
+    with pytest.raises(ConfigError, match=r"lower_case: is false, .* of lower-cased text"):
+        check_case(lower, lower_case=False)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

@@ -1,0 +1,31 @@
+"""Where mixed precision may be used: what the machine says of itself decides."""
+
+import pytest
+import tensorflow as tf
+
+from components.trainer import hardware
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [
+        ([], "flags : avx2 avx512f avx512_bf16", True),
+        ([], "flags : avx512f amx_bf16 amx_int8", True),
+        ([], "flags : avx2 avx512f avx512_vnni", False),
+        ([{"compute_capability": (8, 0)}], "flags : avx2", True),
+        ([{"compute_capability": (9, 0)}, {"compute_capability": (7, 5)}], "flags : avx512_bf16", False),
+        ([{}], "flags : avx2", True),  # not NVIDIA's
+    ],
+)
+def test_bfloat16_is_used_where_there_are_products_of_it(monkeypatch, tmp_path, gpus, flags, expected):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: gpu)
+    assert hardware.has_bfloat16() is expected
+
+
+def test_without_an_account_of_the_cpu_there_is_no_bfloat16(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    assert not hardware.has_bfloat16()
