@@ -65,5 +65,5 @@ def served(
         return ServedClassifier(model, Bfloat16(layers)), None
     if model.windows is not None:
         calibration = (model.windows.split(batch) for batch in calibration)
-    ranges = calibrate(model.encoder, layers, calibration)
-    return ServedClassifier(model, Int8(layers, ranges)), ServedClassifier(model, Simulated(layers, ranges))
+    int8 = Int8(layers, calibrate(model.encoder, layers, calibration))
+    return ServedClassifier(model, int8), ServedClassifier(model, Simulated(int8))

@@ -48,23 +48,34 @@ class Int8(Arithmetic):
     Args:
       layers: by name (`components.export.encoder.dense_layers`).
       ranges: of each layer's rows, from `calibrate`.
+
+    Attributes:
+      quantised: the layers, by name.
     """
 
     def __init__(self, layers: Mapping[str, Dense], ranges: Ranges) -> None:
-        self._layers = {name: _quantised(layer, *ranges[name]) for name, layer in layers.items()}
-        self.variables = [layer.weights for layer in self._layers.values()]
+        self.quantised = {name: _quantised(layer, *ranges[name]) for name, layer in layers.items()}
+        self.variables = [layer.weights for layer in self.quantised.values()]
 
     def dense(self, name: str, x: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
         """float32 [tokens, out]."""
-        return _product(x, self._layers[name], residual=residual)
+        return _product(x, self.quantised[name], residual=residual)
 
     def dense_gelu(self, name: str, x: tf.Tensor) -> tf.Tensor:
         """float32 [tokens, out]."""
-        return _product(x, self._layers[name], gelu=True)
+        return _product(x, self.quantised[name], gelu=True)
 
 
-class Simulated(Int8):
-    """What `Int8` would give if its products were exact, in float32: the reference that a machine is tried against."""
+class Simulated(Arithmetic):
+    """What `Int8` would give if its products were exact, in float32: the reference that a machine is tried against.
+
+    Args:
+      int8: whose quantised layers these are, too.
+    """
+
+    def __init__(self, int8: Int8) -> None:
+        self._layers = int8.quantised
+        self.variables = int8.variables
 
     def dense(self, name: str, x: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
         """float32 [tokens, out]."""
@@ -73,8 +84,6 @@ class Simulated(Int8):
         rows = tf.floor((tf.clip_by_value(x, layer.low, layer.high) - layer.low) / step + 0.5)
         y = tf.matmul(rows, tf.cast(layer.weights, tf.float32)) * (layer.scale * np.float32(step)) + layer.bias
         return y if residual is None else y + residual
-
-    dense_gelu = Arithmetic.dense_gelu
 
 
 def calibrate(encoder: BertEncoder, layers: Mapping[str, Dense], batches: Iterable[Batch]) -> Ranges:

@@ -91,11 +91,19 @@ def test_no_variable_of_the_encoder_is_exported_in_two_precisions(tiny, calibrat
         assert len({id(variable) for variable in low.variables}) == len(low.variables)
 
 
+def test_the_reference_of_int8_has_the_very_weights_that_are_exported(tiny, calibration):
+    low, exact = served(tiny, "int8", calibration)
+    weights = [[id(v) for v in one.variables if v.dtype == tf.int8] for one in (low, exact)]
+    assert weights[0] == weights[1]
+    assert len(weights[0]) == 8
+
+
 def test_a_product_of_the_greatest_values_is_exact_on_a_cpu_whose_sums_of_two_saturate():
     # Every pair of products is 2 * 255 * 64; with weights of 127 it would be above 32767.
     kernel = np.ones((64, 8), np.float32) * np.where(np.arange(8) % 2, 1.0, -1.0)
     layers = {"only": Dense(kernel.astype(np.float32), np.arange(8, dtype=np.float32))}
-    int8, exact = Int8(layers, {"only": (0.0, 2.0)}), Simulated(layers, {"only": (0.0, 2.0)})
+    int8 = Int8(layers, {"only": (0.0, 2.0)})
+    exact = Simulated(int8)
     x = tf.fill([3, 64], 2.0)
     found = tf.function(lambda: int8.dense("only", x, tf.ones([3, 8])))().numpy()
     np.testing.assert_allclose(found, exact.dense("only", x, tf.ones([3, 8])), rtol=1e-6)
@@ -127,10 +135,10 @@ def test_a_layer_of_berts_size_keeps_its_direction_in_both_precisions():
     batches = [packed(texts_of(geometry, (37, 12, 60))) for _ in range(3)]
     batch = packed(texts_of(geometry, (37, 5, 51)))
     expected = encoder(batch).numpy()
-    ranges = calibrate(encoder, layers, batches)
+    int8 = Int8(layers, calibrate(encoder, layers, batches))
     for precision, arithmetic, least, greatest in (
         ("bfloat16", None, 0.9999, 0.06),
-        ("int8", Int8(layers, ranges), 0.999, 0.2),
+        ("int8", int8, 0.999, 0.2),
     ):
         low = served(model, precision, batches)[0] if arithmetic is None else None
         function = low._encode if low else EncoderFunction(encoder, arithmetic)
@@ -138,7 +146,7 @@ def test_a_layer_of_berts_size_keeps_its_direction_in_both_precisions():
         norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
         assert ((found * expected).sum(axis=1) / norms).min() > least
         assert np.abs(found - expected).max() < greatest
-    exact = compiled(EncoderFunction(encoder, Simulated(layers, ranges)))(batch).numpy()
+    exact = compiled(EncoderFunction(encoder, Simulated(int8)))(batch).numpy()
     # A value on the other side of a rounding moves a row by one step of 255; products that saturate, by tens.
     assert np.abs(found - exact).max() < 0.05
     assert np.abs(found - exact).mean() < 1e-3
