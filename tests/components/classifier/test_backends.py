@@ -1,0 +1,54 @@
+"""The classifier on Keras's other backends: the same answers and gradients as on TensorFlow."""
+
+import os
+import runpy
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PEERS = ROOT / ".tools" / "peers"
+SCRIPT = Path(__file__).with_name("backend_step.py")
+KERAS = ("keras==3.15.1", "pydantic==2.14.4", "numpy==2.4.6")
+
+
+@pytest.fixture(scope="module")
+def on_tensorflow(tmp_path_factory):
+    """A file of every classifier's weights, and what a step with them gives on TensorFlow."""
+    script = runpy.run_path(str(SCRIPT))
+    rng, weights, expected = np.random.default_rng(1), {}, {}
+    for name in script["MODELS"]:
+        model, batch = script["build"](name)
+        for n, variable in enumerate(model.weights):  # no bias stays 0, no gamma 1
+            variable.assign(variable.numpy() + rng.uniform(0, 0.05, variable.shape))
+            weights[f"{name}/{n}"] = variable.numpy()
+        expected |= {f"{name}/{key}": value for key, value in script["step"](model, batch).items()}
+    file = tmp_path_factory.mktemp("backends") / "weights.npz"
+    np.savez(file, **weights)
+    return file, expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, make_environment, tmp_path):
+    file, expected = on_tensorflow
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(tmp_path)}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # every shape is compiled, and runs once
+    if backend == "torch":  # too large to be fetched for one test
+        if not (PEERS / "stamp").exists():
+            pytest.skip("torch is not here; tests/benchmarks/peers.sh makes an environment that holds it")
+        (packages,) = PEERS.glob("lib/python3*/site-packages")
+        environment["PYTHONPATH"] += f"{os.pathsep}{packages}"
+    python = make_environment(*KERAS, *(["jax>=0.10,<0.13"] if backend == "jax" else []))
+    command = [str(python), str(SCRIPT), str(file), str(tmp_path / "found.npz")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [backend]
+    found = np.load(tmp_path / "found.npz")
+    assert set(found) == expected.keys()
+    assert sum("/gradient-" in key for key in expected) > 150
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+        assert key.endswith("after") or np.abs(value).max() > 0, key
