@@ -161,7 +161,7 @@ class Contestant:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             )
         self._log = log
-        self._reply()
+        self.device = self._reply().get("device", "CPU")
 
     def ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -27,7 +27,7 @@ INPUTS = ("input_ids", "attention_mask")
 
 
 class Classifier(torch.nn.Module):
-    """BertModel and the multi-width CNN head, on padded batches."""
+    """BertModel and the multi-width CNN head, on padded batches; dropout is in training alone."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -45,11 +45,15 @@ class Classifier(torch.nn.Module):
             filters = kernel.reshape(width, config.hidden_size, -1).permute(2, 1, 0).contiguous()
             convolution.weight, convolution.bias = (torch.nn.Parameter(value) for value in (filters, bias))
             self.convolutions.append(convolution)
+        self.dropout = torch.nn.Dropout(0.5)
         self.output = torch.nn.Linear(*own["output_kernel"].shape)
         self.output.weight = torch.nn.Parameter(own["output_kernel"].T.contiguous())
         self.output.bias = torch.nn.Parameter(own["output_bias"])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.logits(input_ids, attention_mask).float(), 1)
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(1).to(hidden.dtype)  # (B, 1, L)
         rows = hidden.transpose(1, 2) * mask  # zeros beyond the text, as beyond the batch
@@ -57,7 +61,7 @@ class Classifier(torch.nn.Module):
         for width, convolution in zip(self.widths, self.convolutions, strict=True):
             padded = torch.nn.functional.pad(rows, ((width - 1) // 2, width // 2))
             pooled.append((torch.relu(convolution(padded)) * mask).amax(2))
-        return torch.softmax(self.output(torch.cat(pooled, 1)).float(), 1)
+        return self.output(self.dropout(torch.cat(pooled, 1)))
 
 
 def has_vnni() -> bool:

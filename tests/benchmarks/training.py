@@ -1,174 +1,247 @@
-"""Training speed: packed batches and row-wise AdamW against the same network from stock Keras layers.
+"""Fine-tuning, the product's own step against PyTorch's: the same network, weights, texts and options, in one run.
 
-    python tests/benchmarks/training.py                     # embeddings + CNN, and a small transformer + CNN
-    python tests/benchmarks/training.py --layers 12 --hidden 768 --heads 12 --inner 3072 --batch 16 --steps 3
+    python tests/benchmarks/training.py                     # BERT-base + CNN; on the GPU where there is one
+    python tests/benchmarks/training.py --layers 2 --hidden 128 --heads 2 --inner 512 --texts 1024 --batches 32 128
 
-Shipped sentences, the same batches for all, taken in turn step by step in one process. "stock" is what a Keras user
-writes: Embedding, MultiHeadAttention, Conv1D, GlobalMaxPooling1D, keras.optimizers.AdamW with global_clipnorm, compiled
-by tf.function; batches of similar lengths padded to the longest, or all padded to 128. Prints texts per second
-(medians) and ratios; a ratio above 1 says that the packed step is the faster.
+A multi-width CNN over BERT from random weights, cross-entropy, dropout, clipping, and AdamW without decay on biases and
+norms; sentences of the shipped pmc_rct_sections as token ids, so that no tokeniser is timed. PyTorch has transformers'
+BertModel with scaled_dot_product_attention, fused AdamW and autocast for bf16. Losses without dropout are compared
+first: in fp32 they must agree within 1e-4.
+
+Each contestant is a process of its own and keeps all cores while it runs. Each is tried with every way of putting the
+same texts into batches (as they come, of similar lengths, sorted, and by a budget of tokens), and keeps the one that is
+fastest for it; then they take turns, repeat by repeat, and medians are printed: texts a second, the ratio to PyTorch in
+the same precision, the share of the GEMM peak of that precision on real tokens, and memory.
+
+`input` is a profile of the input: the time that making the batches takes, alone, as a share of a step's. One part of
+the step differs on purpose: the product updates the rows of the word embeddings that a batch has (see
+components/trainer/optimizer.py), PyTorch's AdamW all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+from inference import LABELS, ROOT, Contestant, peers_weights, read_texts  # noqa: E402
 
-from components.classifier.model import build_classifier  # noqa: E402
-from components.config import HeadConfig  # noqa: E402
-from components.encoder.config import BertGeometry  # noqa: E402
-from components.trainer.batches import Examples, plan_epoch  # noqa: E402
-from components.trainer.losses import example_losses  # noqa: E402
-from components.trainer.optimizer import AdamW  # noqa: E402
-from components.transform.wordpiece import WordPiece  # noqa: E402
-
-MAX_LENGTH, LABELS, RATE = 128, 5, 1e-3
-WIDTHS, FILTERS = (2, 3, 4, 5), 160
+POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16"}
+LENGTH, RATE = 128, 3e-5
 BUCKETS = (16, 32, 48, 64, 96, 128)
-Step = Callable[[np.ndarray], None]
+MEAN_TOKENS = 40  # of a sentence, about: a budget of tokens is so many times a number of texts
+MIB = 1 << 20
 
 
-def load_examples(count: int) -> tuple[Examples, int]:
-    """The first shipped training sentences, tokenised; and the size of the vocabulary."""
-    data = ROOT / "pipeline" / "data"
-    with open(data / "pmc_rct_sections" / "train.csv", encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))[:count]
-    names = sorted({row["label"] for row in rows})
-    wordpiece = WordPiece(data / "biobert" / "vocab.txt")
-    ids = wordpiece.encode([row["text"] for row in rows], max_length=MAX_LENGTH).input_ids
-    labels = np.array([names.index(row["label"]) for row in rows], np.int32)
+# === What all are given ===
+
+
+def prepare(folder: Path, geometry: dict[str, int], texts: int) -> None:
+    """Writes configuration, weights and token ids."""
+    import numpy as np
+
+    from components.transform.wordpiece import WordPiece
+
+    vocab = ROOT / "pipeline" / "data" / "biobert" / "vocab.txt"
+    wordpiece = WordPiece(vocab)
+    ids = wordpiece.encode(read_texts()[0][:texts], max_length=LENGTH).input_ids
     lengths = ids.row_lengths().numpy().astype(np.int32)
-    return Examples(ids.values.numpy(), None, lengths, labels, np.arange(len(rows))), wordpiece.vocab_size
+    labels = np.arange(len(lengths), dtype=np.int32) % len(LABELS)
+    np.savez(folder / "examples.npz", ids=ids.values.numpy().astype(np.int32), lengths=lengths, labels=labels)
+    config = geometry | {"vocab_size": wordpiece.vocab_size, "model_type": "bert", "hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    np.savez(folder / "weights.npz", **peers_weights(build(folder, "float32")))
 
 
-def packed_step(geometry: BertGeometry, examples: Examples) -> Step:
-    model = build_classifier(geometry, HeadConfig(widths=WIDTHS, filters=(FILTERS,)), "multiclass", LABELS)
-    optimizer = AdamW(model.trainable_variables, weight_decay=0.01, clip_norm=1.0)
-    variables = [variable.value for variable in model.trainable_variables]
-    spec = {name: tf.TensorSpec([None], tf.int32) for name in ("ids", "row_lengths")}
+def build(folder: Path, policy: str) -> Any:
+    """The product's classifier; its random weights are the same in every process."""
+    import keras
 
-    @tf.function(input_signature=[spec, tf.TensorSpec([None], tf.int32)], autograph=False)
-    def train(batch, truth):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(example_losses(model(batch, training=True), truth, "multiclass"))
-        optimizer.apply(tape.gradient(loss, variables), tf.constant(RATE))
-        return loss
+    from components.classifier.model import build_classifier
+    from components.config import HeadConfig
+    from components.encoder.config import read_geometry
 
-    return lambda rows: train(examples.batch(rows), examples.labels[rows]).numpy()
+    keras.utils.set_random_seed(0)
+    geometry = read_geometry(folder / "config.json")
+    return build_classifier(geometry, HeadConfig(), "multiclass", len(LABELS), max_length=LENGTH, policy=policy)
 
 
-def stock_model(g: BertGeometry) -> keras.Model:
-    ids = keras.Input([None], dtype="int32")
-    mask = keras.ops.not_equal(ids, 0)
-    x = keras.layers.Embedding(g.vocab_size, g.hidden_size)(ids)
-    x = x + keras.layers.Embedding(g.max_position_embeddings, g.hidden_size)(
-        keras.ops.cumsum(keras.ops.ones_like(ids), 1) - 1
+def batchings(folder: Path, sizes: list[int]) -> dict[str, list[list[int]]]:
+    """Ways of putting all texts into batches, by name: the numbers of each batch's texts."""
+    import numpy as np
+
+    from components.trainer.batches import plan_epoch
+
+    lengths = np.load(folder / "examples.npz")["lengths"]
+    order = np.argsort(lengths, kind="stable")
+    plans = {}
+    for size in sizes:
+        plans[f"{size} as they come"] = plan_epoch(lengths, size, seed=1, epoch=0)
+        plans[f"{size} of similar lengths"] = plan_epoch(lengths, size, seed=1, epoch=0, buckets=BUCKETS)
+        plans[f"{size} sorted"] = [order[n : n + size] for n in range(0, len(order), size)]
+        tokens = size * MEAN_TOKENS
+        plans[f"{tokens} tokens"] = plan_epoch(lengths, size, seed=1, epoch=0, buckets=BUCKETS, tokens=tokens)
+    return {name: [[int(row) for row in rows] for rows in plan] for name, plan in plans.items()}
+
+
+# === Contestants ===
+
+
+def train(folder: Path, precision: str) -> None:
+    """Ours: the trainer's own step. A line `{"plan": [[0, 5], …]}` on standard input is answered by the seconds that
+    these batches took."""
+    import numpy as np
+    import tensorflow as tf
+
+    from components.config import TrainingConfig
+    from components.trainer.batches import Examples
+    from components.trainer.hardware import choose_strategy
+    from components.trainer.losses import example_losses
+    from components.trainer.optimizer import AdamW
+    from components.trainer.steps import TrainStep, make_logits_step
+
+    strategy = choose_strategy()
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    stored = np.load(folder / "examples.npz")
+    examples = Examples(stored["ids"], None, stored["lengths"], stored["labels"], np.arange(len(stored["lengths"])))
+    training = TrainingConfig(learning_rate=RATE)
+    with strategy.scope():
+        model = build(folder, POLICIES[precision])
+        optimizer = AdamW(model.trainable_variables, training.weight_decay, training.clip_norm)
+    step = TrainStep(model, optimizer, examples, "multiclass", training, None, strategy)
+    print(json.dumps({"device": "GPU" if gpu else "CPU"}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "loss" in request:
+            rows = np.array(request["loss"])
+            logits = make_logits_step(model)(examples.batch(rows))
+            loss = tf.reduce_mean(example_losses(logits, examples.labels[rows], "multiclass"))
+            print(json.dumps({"loss": float(loss)}), flush=True)
+            continue
+        plan = [np.array(rows) for rows in request["plan"]]
+        if gpu:
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        started = time.perf_counter()
+        for rows in plan:
+            loss = step([rows], RATE)
+        float(loss)  # waits for the device
+        reply = {"seconds": time.perf_counter() - started}
+        started = time.perf_counter()
+        for rows in plan:
+            examples.batch(rows)
+        reply["input_seconds"] = time.perf_counter() - started
+        if gpu:
+            reply["memory_mib"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / MIB
+        print(json.dumps(reply), flush=True)
+
+
+# === Measuring ===
+
+
+def compare_losses(contestants: list[Contestant]) -> None:
+    losses = {c.name: c.ask(loss=list(range(16)))["loss"] for c in contestants}
+    print("losses before training: " + ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items()))
+    exact = [loss for name, loss in losses.items() if name.endswith("fp32")]
+    if exact and max(exact) - min(exact) > 1e-4:
+        raise SystemExit("they do not compute the same function: no benchmark")
+
+
+def fastest(contestant: Contestant, plans: dict[str, list[list[int]]]) -> str:
+    """The way of batching that is the fastest for this contestant."""
+    contestant.ask(plan=next(iter(plans.values()))[:2])  # the first steps compile and allocate
+    seconds = {name: contestant.ask(plan=plan)["seconds"] for name, plan in plans.items()}
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def measure(
+    contestants: list[Contestant], plans: dict[str, list[list[int]]], repeats: int
+) -> tuple[dict[str, str], dict[str, list[dict[str, float]]]]:
+    """Of each contestant its best batching, and what it answered in each repeat, all taking turns."""
+    best = {c.name: fastest(c, plans) for c in contestants}
+    answers: dict[str, list[dict[str, float]]] = {c.name: [] for c in contestants}
+    for _ in range(repeats):
+        for contestant in contestants:
+            answers[contestant.name].append(contestant.ask(plan=plans[best[contestant.name]]))
+    return best, answers
+
+
+def run(contestants: list[Contestant], folder: Path, arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    lengths = np.load(folder / "examples.npz")["lengths"]
+    torch = next(c for c in contestants if c.name.startswith("torch"))
+    peaks = {precision: torch.ask(peak=precision)["peak"] for precision in arguments.precisions}
+    compare_losses(contestants)
+    best, answers = measure(contestants, batchings(folder, arguments.batches), arguments.repeats)
+    layers, hidden, inner = arguments.layers, arguments.hidden, arguments.inner
+    flops = 6.0 * layers * (4 * hidden * hidden + 2 * hidden * inner) * float(lengths.sum())  # dense layers, and back
+    medians = {name: statistics.median(one["seconds"] for one in found) for name, found in answers.items()}
+    print(
+        f"\n{layers} layers of {hidden}, {len(lengths)} texts of {lengths.mean():.0f} tokens, {contestants[0].device}"
     )
-    x = keras.layers.Dropout(g.hidden_dropout_prob)(keras.layers.LayerNormalization()(x))
-    for _ in range(g.num_hidden_layers):
-        size = g.hidden_size // g.num_attention_heads
-        attention = keras.layers.MultiHeadAttention(g.num_attention_heads, size, dropout=g.attention_probs_dropout_prob)
-        attended = attention(x, x, attention_mask=mask[:, None, :])
-        x = keras.layers.LayerNormalization()(x + keras.layers.Dropout(g.hidden_dropout_prob)(attended))
-        inner = keras.ops.gelu(keras.layers.Dense(g.intermediate_size)(x), approximate=False)
-        outer = keras.layers.Dropout(g.hidden_dropout_prob)(keras.layers.Dense(g.hidden_size)(inner))
-        x = keras.layers.LayerNormalization()(x + outer)
-    x = x * keras.ops.cast(mask, x.dtype)[:, :, None]
-    convolutions = [keras.layers.Conv1D(FILTERS, width, padding="same", activation="relu") for width in WIDTHS]
-    pooled = [keras.layers.GlobalMaxPooling1D()(convolution(x)) for convolution in convolutions]
-    x = keras.layers.Dropout(0.5)(keras.layers.Concatenate()(pooled))
-    return keras.Model(ids, keras.layers.Dense(LABELS)(x))
-
-
-def stock_step(geometry: BertGeometry, examples: Examples, fixed: bool) -> Step:
-    model = stock_model(geometry)
-    optimizer = keras.optimizers.AdamW(RATE, weight_decay=0.01, global_clipnorm=1.0)
-    optimizer.build(model.trainable_variables)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)], autograph=False
-    )
-    def train(ids, truth):
-        with tf.GradientTape() as tape:
-            loss = loss_of(truth, model(ids, training=True))
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        return loss
-
-    def step(rows: np.ndarray) -> None:
-        lengths = examples.lengths[rows]
-        block = np.zeros((len(rows), MAX_LENGTH if fixed else lengths.max()), np.int32)
-        for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            block[n, :length] = examples.ids[examples.ends[row] - length : examples.ends[row]]
-        train(block, examples.labels[rows]).numpy()
-
-    return step
-
-
-def compare(geometry: BertGeometry, examples: Examples, batch: int, steps: int) -> None:
-    mixed = plan_epoch(examples.lengths, batch, seed=1, epoch=0)
-    bucketed = plan_epoch(examples.lengths, batch, seed=1, epoch=0, buckets=BUCKETS)
-    packed, stock, fixed = (
-        packed_step(geometry, examples),
-        stock_step(geometry, examples, fixed=False),
-        stock_step(geometry, examples, fixed=True),
-    )
-    # Without layers there is no attention, and packed batches need no texts of similar length.
-    runs: dict[str, tuple[Step, list[np.ndarray]]] = {
-        "packed": (packed, bucketed if geometry.num_hidden_layers else mixed),
-        "stock, similar lengths": (stock, bucketed),
-        "stock, padded to 128": (fixed, mixed),
-    }
-    for step, plan in runs.values():
-        step(plan[0])
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for n in range(steps):
-        for name, (step, plan) in runs.items():
-            rows = plan[1 + n % (len(plan) - 1)]
-            started = time.perf_counter()
-            step(rows)
-            seconds[name].append((time.perf_counter() - started) / len(rows))
-    g = geometry
-    print(f"\n{g.num_hidden_layers} layers of {g.hidden_size}, batch {batch}, {steps} steps each")
-    speeds = {name: 1 / statistics.median(times) for name, times in seconds.items()}
-    for name, speed in speeds.items():
-        print(f"  {name:24} {speed:8.0f} texts/s   packed is {speeds['packed'] / speed:.2f} x as fast")
+    print(f"  {'':<12}{'texts/s':>9}{'to torch':>10}{'of peak':>9}{'input':>9}{'MiB':>8}  batches")
+    for contestant in contestants:
+        name, found = contestant.name, answers[contestant.name]
+        library, _, precision = name.partition("-")
+        ratio = f"{medians[f'torch-{precision}'] / medians[name]:.2f} x" if library == "ours" else ""
+        share = flops / medians[name] / (peaks[precision] * 1e9)
+        taken = sum(one.get("input_seconds", 0.0) for one in found) / sum(one["seconds"] for one in found)
+        made = f"{taken:.2%}" if library == "ours" else ""
+        memory = max(one.get("memory_mib", 0.0) for one in found) or contestant.peak_mib()
+        line = f"  {name:<12}{len(lengths) / medians[name]:>9.1f}{ratio:>10}{share:>9.2f}{made:>9}{memory:>8.0f}"
+        print(f"{line}  {best[name]}", flush=True)
+    print(f"GEMM peak, GFLOP/s: {', '.join(f'{name} {value:.0f}' for name, value in peaks.items())}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, help="one geometry instead of the default two")
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--inner", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--inner", type=int, default=3072)
+    parser.add_argument("--texts", type=int, default=96)
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32], help="sizes to try")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", choices=POLICIES, help="default: bf16 only where the machine has it")
+    # What the benchmark calls itself with, in processes of their own.
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    examples, vocab_size = load_examples(max(2048, 2 * arguments.batch))
-    for layers in (0, 2) if arguments.layers is None else (arguments.layers,):
-        geometry = BertGeometry(
-            vocab_size=vocab_size,
-            hidden_size=arguments.hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=arguments.heads,
-            intermediate_size=arguments.inner,
-        )
-        compare(geometry, examples, arguments.batch, arguments.steps)
+    if arguments.prepare:
+        names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads"}
+        names |= {"inner": "intermediate_size"}
+        prepare(arguments.prepare, {key: getattr(arguments, name) for name, key in names.items()}, arguments.texts)
+        return
+    if arguments.train:
+        train(arguments.train, *arguments.precisions)
+        return
+    from components.trainer.hardware import has_bfloat16
+
+    arguments.precisions = arguments.precisions or [p for p in POLICIES if p != "bf16" or has_bfloat16()]
+    python = subprocess.run([HERE / "peers.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    with tempfile.TemporaryDirectory(prefix="training-") as name:
+        folder = Path(name)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--prepare", name], check=True)
+        commands = {f"ours-{p}": [sys.executable, __file__, "--precisions", p, "--train", name] for p in POLICIES}
+        commands |= {f"torch-{p}": [python, str(HERE / "training_peers.py"), name, p] for p in POLICIES}
+        wanted = [who for who in commands if who.partition("-")[2] in arguments.precisions]
+        contestants = [Contestant(who, commands[who], folder / f"{who}.log") for who in wanted]
+        try:
+            run(contestants, folder, arguments)
+        finally:
+            for contestant in contestants:
+                contestant.close()
 
 
 if __name__ == "__main__":
