@@ -216,6 +216,7 @@ def predict(
         Path | None, typer.Option(help="A file of texts instead: CSV, TSV, JSONL, Parquet or lines.")
     ] = None,
     version: Annotated[int | None, typer.Option(help="Default: the live version.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also the n-grams that give most to a label.")] = False,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -225,10 +226,12 @@ def predict(
     loaded = _load(config, set_)
     if (file is None) == (not texts):
         raise ConfigError("give texts, or --file FILE, and not both")
+    if file is not None and explain:
+        raise ConfigError("--explain: is for texts on the command line, not for a file")
     if file is not None:
         print_file(loaded, file, version)
     else:
-        print_texts(loaded, list(texts or []), version, as_json)
+        print_texts(loaded, list(texts or []), version, as_json, explain)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,12 @@ class Prediction:
     Attributes:
       labels: the decision: exactly one label, or for a multilabel model any number.
       probabilities: by class, in the model's order.
+      ngrams: by class, what `Predictor.ngrams` gives; None where nobody asked.
     """
 
     labels: tuple[str, ...]
     probabilities: dict[str, float]
+    ngrams: dict[str, list[tuple[str, float]]] | None = None
 
     @property
     def label(self) -> str:
@@ -128,6 +130,39 @@ class Predictor:
             for names, row in zip(labels, found, strict=True)
         ]
 
+    def ngrams(
+        self, texts: Sequence[str | bytes], pairs: Sequence[str | bytes] | None, vocabulary: Sequence[str]
+    ) -> list[dict[str, list[tuple[str, float]]]]:
+        """Why the model answers as it does: by class, the n-grams that give most to it, and what they add to its logit.
+
+        Args:
+          texts, pairs: as `predict`.
+          vocabulary: the model's, whose word pieces the n-grams are put together from.
+
+        Raises:
+          ServingError: the model was exported without explanations.
+        """
+        signatures = self._model.signatures
+        if "explain" not in signatures:
+            raise ServingError("this version was exported before there were explanations; run the pipeline again")
+        found = []
+        for text, pair in zip(texts, pairs or [b""] * len(texts), strict=True):
+            one = [_bytes(text)], [_bytes(pair)]
+            ids = self._call(*one, signatures["tokens"])["input_ids"]
+            answer = {name: value[0] for name, value in self._call(*one, signatures["explain"]).items()}
+            found.append({name: self._ranked(row, answer, ids, vocabulary) for row, name in enumerate(self.classes)})
+        return found
+
+    def _ranked(
+        self, row: int, answer: dict[str, np.ndarray], ids: np.ndarray, vocabulary: Sequence[str]
+    ) -> list[tuple[str, float]]:
+        ranked = []
+        for first, end, part in zip(*(answer[name][row].tolist() for name in ("starts", "ends", "parts")), strict=True):
+            if end > first:
+                pieces = " ".join(vocabulary[number] for number in ids[first:end])
+                ranked.append((pieces.replace(" ##", ""), part))
+        return ranked
+
     def check_pairs(self, given: bool) -> None:
         """Raises DataError where the model takes pairs and there are none, or the other way round."""
         if self.pairs and not given:
@@ -147,13 +182,13 @@ class Predictor:
         if batch:
             yield batch
 
-    def _call(self, texts: list[bytes], pairs: list[bytes]) -> dict[str, Any]:
-        tf = self._tf
+    def _call(self, texts: list[bytes], pairs: list[bytes], signature: Any = None) -> dict[str, Any]:
+        tf, serve = self._tf, signature or self._serve
         inputs = {"text": tf.constant(texts, tf.string)}
         if self.pairs:
             inputs["text_pair"] = tf.constant(pairs, tf.string)
         try:
-            return {name: value.numpy() for name, value in self._serve(**inputs).items()}
+            return {name: value.numpy() for name, value in serve(**inputs).items()}
         except tf.errors.OpError as error:
             # Neither its message nor its traceback: an op may quote the text.
             raise ServingError(
@@ -166,6 +201,7 @@ def predict(
     texts: Sequence[str | bytes],
     pairs: Sequence[str | bytes] | None = None,
     version: int | None = None,
+    vocab_file: Path | None = None,
 ) -> tuple[Version, list[Prediction]]:
     """Predicts a few texts with a pushed version.
 
@@ -173,6 +209,7 @@ def predict(
       serving_dir: the base path.
       texts, pairs: pairs only for a model that takes them.
       version: None: the live one.
+      vocab_file: the model's vocabulary, and the predictions are explained; None: they are not.
 
     Returns:
       The version, and one prediction a text.
@@ -181,7 +218,12 @@ def predict(
       PushError: there is no such version. ServingError: it cannot be loaded. DataError: pairs do not fit the model.
     """
     found = find_version(serving_dir, version)
-    return found, Predictor(found.path).predict(texts, pairs)
+    predictor = Predictor(found.path)
+    predictions = predictor.predict(texts, pairs)
+    if vocab_file is not None:
+        ngrams = predictor.ngrams(texts, pairs, vocab_file.read_text(encoding="utf-8").splitlines())
+        predictions = [replace(one, ngrams=own) for one, own in zip(predictions, ngrams, strict=True)]
+    return found, predictions
 
 
 def predict_file(

@@ -11,8 +11,9 @@ from components.errors import ConfigError
 from pipeline.config import Config
 
 
-def print_texts(config: Config, texts: list[str], version: int | None, as_json: bool) -> None:
-    """Classifies texts and prints label and probabilities, one text a line or one JSON object.
+def print_texts(config: Config, texts: list[str], version: int | None, as_json: bool, explain: bool = False) -> None:
+    """Classifies texts and prints label and probabilities, one text a line or one JSON object; with `explain` also the
+    n-grams that the decision comes from.
 
     Raises:
       ConfigError: the model takes pairs, and an odd number of texts was given.
@@ -25,14 +26,23 @@ def print_texts(config: Config, texts: list[str], version: int | None, as_json: 
     with _chatter_aside(config, "predict"):
         from pipeline.predict import predict
 
-        found, predictions = predict(config.serving_dir, texts, pairs, version)
+        vocab_file = config.vocab_file if explain else None
+        found, predictions = predict(config.serving_dir, texts, pairs, version, vocab_file)
     if as_json:
-        rows = [{"labels": list(item.labels), "probabilities": item.probabilities} for item in predictions]
+        rows = [
+            {"labels": list(item.labels), "probabilities": item.probabilities}
+            | ({"ngrams": item.ngrams} if explain else {})
+            for item in predictions
+        ]
         print(json.dumps({"version": found.number, "predictions": rows}))
         return
     for item in predictions:
         ranked = sorted(item.probabilities.items(), key=lambda pair: -pair[1])[:5]
         print(f"{item.label or '(none)'}\t" + "  ".join(f"{name} {value:.4f}" for name, value in ranked))
+        ngrams = item.ngrams or {}
+        for name in item.labels if ngrams else ():
+            parts = "  ".join(f"{part:+.3f} {ngram!r}" for ngram, part in ngrams[name])
+            print(f"  {name}: {parts or 'no n-gram'}")
 
 
 def print_file(config: Config, file: Path, version: int | None) -> None:

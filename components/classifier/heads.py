@@ -9,6 +9,8 @@
 
 Convolutions see zeros beyond the ends of a text, whatever stands beside it in the batch, and batch statistics
 are over real tokens only: an answer never depends on the other texts or on padding.
+
+Each head tells which n-gram each of its features comes from (`Head.ngrams`).
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from components.config import HeadConfig
 from components.encoder.packing import Batch, Layout, Tensor, layout, padded, shifted
 
 _PARALLEL = ("multi_width", "attention")
+_NONE = 2**30  # above every token's number
 
 
 class Convolutions(keras.layers.Layer):
@@ -60,12 +64,12 @@ class Convolutions(keras.layers.Layer):
 
     def call(self, x: Tensor, rows: Tensor) -> list[Tensor]:
         """Returns one float [tokens, filters] a width, before any activation."""
-        left = max((width - 1) // 2 for width in self.widths)
-        right = max(width // 2 for width in self.widths)
+        left = max(map(_before, self.widths))
+        right = max(map(_after, self.widths))
         views = shifted(x, rows, left, right)
         outputs = []
         for width, kernel, bias in zip(self.widths, self.kernels, self.biases, strict=True):
-            first = left - (width - 1) // 2
+            first = left - _before(width)
             window = ops.concatenate(views[first : first + width], axis=-1)  # (T, width * H)
             outputs.append(ops.matmul(window, kernel) + bias)
         return outputs
@@ -108,6 +112,12 @@ class Head(keras.layers.Layer):
             Convolutions(*stage, regularizer=regularizer, name=f"convolutions_{n}", dtype=policy)
             for n, stage in enumerate(stages)
         ]
+        # How many tokens before and after its own each filter of the last stage sees.
+        if self.parallel:
+            both = zip(config.widths, filters, strict=True)
+            self.reach = tuple((_before(width), _after(width)) for width, count in both for _ in range(count))
+        else:
+            self.reach = ((sum(map(_before, config.widths)), sum(map(_after, config.widths))),) * filters[-1]
         normalised = config.batch_norm or config.kind == "stacked"
         # A momentum of 0.9: a run of a few hundred steps must settle the moving statistics.
         self.norms = [
@@ -135,18 +145,65 @@ class Head(keras.layers.Layer):
         if self.config.kind == "flatten":
             flat = self._flattened(features, place)
             return flat if windows is None else ops.segment_max(flat, windows, ops.shape(batch["text_lengths"])[0])
-        groups, count = place.rows, ops.shape(place.lengths)[0]
-        if windows is not None:
-            groups, count = ops.take(windows, groups, axis=0), ops.shape(batch["text_lengths"])[0]
-        elif self.segments > 1:
-            groups = self.segments * place.rows + ops.cast(batch["segments"], "int32")
-            count = self.segments * count
+        groups, count = self._groups(batch, place)
         if self.config.kind == "attention":
             pooled = self._attended(features, groups, count)
         else:
             # The maximum over no token at all (an empty second segment) is that of no n-gram found: 0.
             pooled = ops.maximum(ops.segment_max(features, groups, num_segments=count), 0)
         return ops.reshape(pooled, (-1, self.segments * features.shape[-1]))
+
+    def ngrams(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Which n-gram each feature comes from: the one at its maximum over the text, or with attention at the greatest
+        part of its weighted mean. Convolutions one after the other see as many tokens as all their widths together.
+
+        Args: of `call`.
+
+        Returns:
+          int32 [texts, features, 2]: the n-gram's first token and the one after its last, counted in the text from
+          [CLS], which is 0; special tokens at the ends are left out. Both are 0 where there is none: the feature is
+          not above 0, or the head is `cls`.
+        """
+        place = layout(batch)
+        windows = batch.get("text_of_row")
+        texts = ops.shape(place.lengths if windows is None else batch["text_lengths"])[0]
+        if self.config.kind == "cls":
+            return ops.zeros((texts, hidden.shape[-1], 2), "int32")
+        values = self._convolved(hidden, place, training=False)  # (T, F)
+        tokens = ops.arange(ops.shape(values)[0], dtype="int32")[:, None]
+        reach = self.reach
+        if self.config.kind == "flatten":
+            values, tokens = self._greatest_of_cells(values, place)  # (rows, cells * F) each
+            reach = reach * (values.shape[-1] // len(reach))
+            groups = ops.arange(ops.shape(place.lengths)[0], dtype="int32") if windows is None else windows
+            count = texts
+        else:
+            groups, count = self._groups(batch, place)
+            if self.config.kind == "attention":
+                values = values * ops.cast(self._weights(values, groups, count), values.dtype)
+            reach = reach * self.segments
+        found = ops.reshape(_at_greatest(values, tokens, groups, count), (-1, len(reach)))  # (texts, features)
+
+        token = ops.maximum(found, 0)
+        row, position = ops.take(place.rows, token, axis=0), ops.take(place.positions, token, axis=0)
+        before, after = (np.array(sizes, np.int32) for sizes in zip(*reach, strict=True))
+        last = ops.take(place.lengths, row, axis=0) - 1  # [SEP]
+        first = ops.maximum(position - before, 1)
+        end = ops.maximum(ops.minimum(position + after + 1, last), first)
+        span = ops.stack([first, end], axis=-1)
+        if windows is not None:
+            span = span + ops.take(batch["skipped"], row, axis=0)[:, :, None]
+        return ops.where(found[:, :, None] < 0, 0, span)
+
+    def _groups(self, batch: Batch, place: Layout) -> tuple[Tensor, Tensor]:
+        """What tokens are pooled together: of each token its group, int32 [tokens], and the number of groups."""
+        windows = batch.get("text_of_row")
+        if windows is not None:
+            return ops.take(windows, place.rows, axis=0), ops.shape(batch["text_lengths"])[0]
+        count = ops.shape(place.lengths)[0]
+        if self.segments == 1:
+            return place.rows, count
+        return self.segments * place.rows + ops.cast(batch["segments"], "int32"), self.segments * count
 
     def _convolved(self, x: Tensor, place: Layout, training: bool) -> Tensor:
         for n, stage in enumerate(self.stages):
@@ -166,14 +223,59 @@ class Head(keras.layers.Layer):
         block = ops.max_pool(block, pool, strides=pool, padding="same", data_format="channels_last")
         return ops.reshape(block, (-1, -(-self.max_length // pool) * features.shape[-1]))
 
+    def _greatest_of_cells(self, features: Tensor, place: Layout) -> tuple[Tensor, Tensor]:
+        """What `_flattened` gives, and the tokens, int32, that it is of."""
+        block, mask = padded(features, place, self.max_length)
+        block = block * ops.cast(mask, block.dtype)[:, :, None]
+        pool, count = self.config.pool_size, features.shape[-1]
+        cells = -(-self.max_length // pool)
+        missing = cells * pool - self.max_length
+        left = missing // 2  # as the pooling does it
+        block = ops.pad(block, [[0, 0], [left, missing - left], [0, 0]])
+        block = ops.reshape(block, (-1, cells, pool, count))
+        place_in_cell = ops.cast(ops.argmax(block, axis=2), "int32")  # (B, cells, F)
+        cell = ops.arange(cells, dtype="int32")[None, :, None]
+        tokens = place.starts[:, None, None] + cell * pool + place_in_cell - left
+        return tuple(ops.reshape(x, (-1, cells * count)) for x in (ops.max(block, axis=2), tokens))
+
     def _attended(self, features: Tensor, groups: Tensor, count: Tensor) -> Tensor:
-        score = ops.cast(self.score(self.hidden_score(features)), "float32")  # (T, 1)
-        # Softmax within each group; the maximum is subtracted for range alone, its gradient cancels.
-        highest = ops.stop_gradient(ops.segment_max(score, groups, num_segments=count))
-        weight = ops.exp(score - ops.take(highest, groups, axis=0))
+        weight = self._weights(features, groups, count)
         total = ops.segment_sum(weight, groups, num_segments=count)  # (G, 1), 0 for an empty group
         summed = ops.segment_sum(ops.cast(features, "float32") * weight, groups, num_segments=count)
         return ops.cast(summed / ops.maximum(total, 1e-9), features.dtype)
+
+    def _weights(self, features: Tensor, groups: Tensor, count: Tensor) -> Tensor:
+        """Weights float32 [tokens, 1], in each group those of a softmax but for their sum."""
+        score = ops.cast(self.score(self.hidden_score(features)), "float32")
+        # The maximum is subtracted for range alone, its gradient cancels.
+        highest = ops.stop_gradient(ops.segment_max(score, groups, num_segments=count))
+        return ops.exp(score - ops.take(highest, groups, axis=0))
+
+
+def _before(width: int) -> int:
+    """How many tokens before its own a filter sees."""
+    return (width - 1) // 2
+
+
+def _after(width: int) -> int:
+    return width // 2
+
+
+def _at_greatest(values: Tensor, tokens: Tensor, groups: Tensor, count: Tensor) -> Tensor:
+    """Of each group and column the token of the greatest value, the first of equal ones; -1 where none is above 0.
+
+    Args:
+      values: float [rows, columns].
+      tokens: int32 [rows, columns or 1].
+      groups: int32 [rows], below `count`.
+
+    Returns:
+      int32 [count, columns].
+    """
+    greatest = ops.segment_max(values, groups, num_segments=count)
+    here = ops.logical_and(values == ops.take(greatest, groups, axis=0), values > 0)
+    least = -ops.segment_max(ops.where(here, -tokens, -_NONE), groups, num_segments=count)
+    return ops.where(ops.logical_and(least >= 0, least < _NONE), least, -1)
 
 
 def _mean(x: Tensor, groups: Tensor, count: Tensor) -> Tensor:

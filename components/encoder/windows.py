@@ -38,7 +38,8 @@ class Windows(NamedTuple):
 
         Returns:
           `ids` and `row_lengths` of the windows, the texts' in order; `text_of_row` int32 [windows], the text that a
-          window is of; `text_lengths` int32 [texts], the row lengths given.
+          window is of; `skipped` int32 [windows], how many of the text's tokens after its first come before the
+          window's; `text_lengths` int32 [texts], the row lengths given.
         """
         room = self.length - _SPECIAL
         step = room - self.overlap
@@ -64,5 +65,6 @@ class Windows(NamedTuple):
             "ids": ops.take(batch["ids"], source, axis=0),
             "row_lengths": row_lengths,
             "text_of_row": texts,
+            "skipped": skipped,
             "text_lengths": lengths,
         }

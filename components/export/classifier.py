@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from components.classifier.explanation import Explanation, explain
 from components.classifier.model import TextClassifier
-from components.config import Precision
+from components.config import Precision, Task
 from components.encoder.packing import Batch
 from components.export.bfloat16 import Bfloat16
 from components.export.encoder import Arithmetic, EncoderFunction, Float32, dense_layers
@@ -38,11 +39,19 @@ class ServedClassifier:
 
     def __call__(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch, outputs]."""
-        batch = batch if self.windows is None else self.windows.split(batch)
-        x = self.head(self._encode(batch), batch, training=False)
+        x, batch = self._encoded(batch)
+        x = self.head(x, batch, training=False)
         if self.hidden is not None:
             x = self.hidden(x)
         return self.output_dense(ops.cast(x, "float32"))
+
+    def explain(self, batch: Batch, task: Task, count: int) -> Explanation:
+        """The n-grams that give most to each label, so many at most."""
+        return explain(self, *self._encoded(batch), task, count)
+
+    def _encoded(self, batch: Batch) -> tuple[tf.Tensor, Batch]:
+        batch = batch if self.windows is None else self.windows.split(batch)
+        return self._encode(batch), batch
 
 
 def served(

@@ -18,6 +18,7 @@ import tensorflow as tf
 # The ops of the Transform graph register when this is imported.
 import tensorflow_text  # noqa: F401
 
+from components.classifier.explanation import Explanation
 from components.classifier.model import probabilities
 from components.config import Task
 from components.export.classifier import ServedClassifier
@@ -26,6 +27,7 @@ from components.trainer.steps import batch_spec
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Padded tokens answered at once: enough rows for the matrix products to run at full speed.
 _CHUNK_TOKENS = 8192
+_NGRAMS = 5  # of an explanation, by label
 
 
 class TransformGraph:
@@ -109,6 +111,9 @@ def export(
       serialized_examples: `examples`, tf.Example strings [batch], to the same.
       classify: `inputs`, tf.Example strings [batch], to `scores` and `classes`, for TensorFlow Serving's Classify.
       tokens: as serving_default, to `input_ids` int64 [tokens], rows end to end, and `row_lengths` int64 [batch].
+      explain: as serving_default, to `probabilities` and `classes` as there, and, each [batch, labels, 5], the n-grams
+        that give most to a label, the greatest first: `starts` and `ends` int64, their tokens in `input_ids` of a text,
+        and `parts` float32, what they add to the logit. Where there are fewer, zeros. Texts are taken one by one.
       transform_features: `examples`, to the transformed `label` or `labels`, `length` and `truncated`, for evaluation.
     """
     texts = ("text", "text_pair") if pairs else ("text",)
@@ -162,6 +167,27 @@ def export(
         ids = encode(*columns)["input_ids"]
         return {"input_ids": ids.values, "row_lengths": ids.row_lengths()}
 
+    @tf.function(input_signature=[batch_spec(pairs)], autograph=False)
+    def explained(batch: dict[str, tf.Tensor]) -> Explanation:
+        found = model.explain(batch, task, _NGRAMS)
+        return Explanation(*(tf.ensure_shape(values[0], [len(labels), _NGRAMS]) for values in found))
+
+    @tf.function(input_signature=strings, autograph=False)
+    def explain(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        ragged, answers = encode(*columns), answer(*columns)
+        rows = tf.range(ragged["input_ids"].nrows())
+        found = tf.map_fn(
+            lambda row: explained(_packed(ragged, pairs, row[None])), rows,
+            fn_output_signature=Explanation(tf.float32, tf.int32, tf.int32), parallel_iterations=1,
+        )  # fmt: skip
+        return {
+            "probabilities": answers["probabilities"],
+            "classes": answers["classes"],
+            "parts": found.parts,
+            "starts": tf.cast(found.starts, tf.int64),
+            "ends": tf.cast(found.ends, tf.int64),
+        }
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
     def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         label = "labels" if task == "multilabel" else "label"
@@ -171,7 +197,7 @@ def export(
     module = tf.Module(name="biobert_cnn")
     # The variables alone: a Keras object would be saved with everything it knows.
     module.weights = model.variables
-    functions = (serving_default, serialized_examples, classify, tokens, transform_features)
+    functions = (serving_default, serialized_examples, classify, tokens, explain, transform_features)
     signatures = {function.__name__: function.get_concrete_function() for function in functions}
     tf.saved_model.save(module, path, signatures=signatures)
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
@@ -188,6 +214,15 @@ def _raw_feature(spec: Any, strings: tf.Tensor) -> Any:
     return tf.reshape(strings, [-1, *spec.shape])
 
 
+def _packed(ragged: Mapping[str, tf.RaggedTensor], pairs: bool, rows: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    """The packed batch of ragged ids; of the given rows alone, where there are such."""
+    columns = {"ids": ragged["input_ids"]} | ({"segments": ragged["segment_ids"]} if pairs else {})
+    if rows is not None:
+        columns = {name: tf.gather(column, rows) for name, column in columns.items()}
+    batch = {name: tf.cast(column.values, tf.int32) for name, column in columns.items()}
+    return batch | {"row_lengths": tf.cast(columns["ids"].row_lengths(), tf.int32)}
+
+
 def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
     """A function from ragged ids to probabilities [batch, labels], in memory bounded by `_CHUNK_TOKENS`."""
     fixed = model.head.max_length if model.head.config.kind == "flatten" else 1
@@ -196,13 +231,6 @@ def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., 
     def classify(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         return probabilities(model(batch, training=False), task)
 
-    def packed(ragged: dict[str, tf.RaggedTensor], rows: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        columns = {"ids": ragged["input_ids"]} | ({"segments": ragged["segment_ids"]} if pairs else {})
-        if rows is not None:
-            columns = {name: tf.gather(column, rows) for name, column in columns.items()}
-        batch = {name: tf.cast(column.values, tf.int32) for name, column in columns.items()}
-        return batch | {"row_lengths": tf.cast(columns["ids"].row_lengths(), tf.int32)}
-
     def in_chunks(ragged: dict[str, tf.RaggedTensor], lengths: tf.Tensor) -> tf.Tensor:
         order = tf.argsort(lengths, direction="DESCENDING", stable=True)
         count = tf.size(lengths)
@@ -210,7 +238,7 @@ def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., 
 
         def chunk(start: tf.Tensor, number: tf.Tensor, outputs: tf.TensorArray) -> tuple[Any, ...]:
             size = tf.maximum(_CHUNK_TOKENS // lengths[order[start]], 1)
-            found = classify(packed(ragged, order[start : start + size]))
+            found = classify(_packed(ragged, pairs, order[start : start + size]))
             return start + size, number + 1, outputs.write(number, found)
 
         *_, outputs = tf.while_loop(lambda start, *_: start < count, chunk, (0, 0, outputs), parallel_iterations=1)
@@ -218,7 +246,9 @@ def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., 
 
     def predict(ragged: dict[str, tf.RaggedTensor]) -> tf.Tensor:
         lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), fixed)
-        found = tf.cond(tf.size(lengths) < 2, lambda: classify(packed(ragged)), lambda: in_chunks(ragged, lengths))
+        found = tf.cond(
+            tf.size(lengths) < 2, lambda: classify(_packed(ragged, pairs)), lambda: in_chunks(ragged, lengths)
+        )
         labels = max(2, model.output_dense.units) if task != "multilabel" else model.output_dense.units
         return tf.ensure_shape(found, [None, labels])
 

@@ -68,6 +68,13 @@ def test_pairs_must_fit_the_model(toy: ModuleType, tmp_path: Path) -> None:
     assert found[0].probabilities != other[0].probabilities
 
 
+def test_a_version_without_explanations_says_so(toy: ModuleType, tmp_path: Path) -> None:
+    toy.ToyModel().export(tmp_path / "1")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(ServingError, match="exported before there were explanations; run the pipeline again"):
+        predict(tmp_path, ["a"], vocab_file=tmp_path / "vocab.txt")
+
+
 def test_batches_are_bounded_in_texts_and_bytes(toy: ModuleType, tmp_path: Path) -> None:
     predictor = Predictor(toy.ToyModel().export(tmp_path / "1"), batch_size=2)
     sizes = [5, 1, 3 << 20, 2 << 20, 2]

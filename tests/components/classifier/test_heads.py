@@ -155,6 +155,77 @@ def test_features_are_those_of_a_text_by_text_computation(kind, segments):
     np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-5)
 
 
+def found_ngrams(head, x, segments):
+    """Token by token: each feature, and the n-gram that it comes from."""
+    config = head.config
+    if config.kind in ("multi_width", "attention"):
+        stage = head.stages[0]
+        parameters = zip(stage.kernels, stage.biases, stage.widths, strict=True)
+        values = np.concatenate([convolved(x, k.numpy(), b.numpy(), w) for k, b, w in parameters], -1)
+        reach = [((w - 1) // 2, w // 2) for w, n in zip(config.widths, config.filters, strict=True) for _ in range(n)]
+    else:
+        values = x
+        for stage in head.stages:
+            values = convolved(values, stage.kernels[0].numpy(), stage.biases[0].numpy(), stage.widths[0])
+        reach = [tuple(sum(side(w) for w in config.widths) for side in (lambda w: (w - 1) // 2, lambda w: w // 2))]
+        reach *= config.filters[-1]
+    if config.kind == "attention":
+        inner = np.tanh(values @ head.hidden_score.kernel.numpy() + head.hidden_score.bias.numpy())
+        values = values * np.exp(inner @ head.score.kernel.numpy())
+    places = np.arange(len(x))
+    if config.kind == "flatten":  # cells of 2 of 9 places: one before the first is for padding
+        cells = [[p for p in (2 * n, 2 * n + 1) if p < min(len(x), 9)] for n in range(5)]
+    else:
+        cells = [places[segments == s] for s in range(head.segments)] if head.segments > 1 else [places]
+    spans = []
+    for cell in cells:
+        for feature, (before, after) in enumerate(reach):
+            column = [values[p, feature] for p in cell]
+            if not column or max(column) <= 0:
+                spans.append((0, 0))
+                continue
+            place = cell[int(np.argmax(column))]
+            first = max(place - before, 1)
+            spans.append((first, max(min(place + after + 1, len(x) - 1), first)))
+    return spans
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
+def test_ngrams_are_where_a_text_by_text_computation_finds_the_maximum(kind, segments):
+    config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
+    head = Head(config, segments=segments, max_length=9)
+    batch = packed(TEXTS, False)
+    batch["segments"] = np.concatenate([np.arange(len(t), dtype=np.int32) * segments // len(t) for t in TEXTS])
+    hidden = RNG.normal(size=(len(batch["ids"]), 8)).astype(np.float32)
+    head(hidden, batch)
+    for variable in head.weights:
+        variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.2))
+    ends = np.cumsum(batch["row_lengths"])[:-1]
+    expected = [
+        found_ngrams(head, x, s) for x, s in zip(np.split(hidden, ends), np.split(batch["segments"], ends), strict=True)
+    ]
+    found = ops.convert_to_numpy(head.ngrams(hidden, batch))
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape[1] == head(hidden, batch).shape[1]
+    assert (found[:, :, 1] > found[:, :, 0]).mean() > 0.1
+    # in another order, beside other texts, they are the same
+    order = RNG.permutation(len(TEXTS))[:5]
+    parts = [np.split(values, ends) for values in (hidden, batch["segments"])]
+    some = packed([TEXTS[n] for n in order], False) | {"segments": np.concatenate([parts[1][n] for n in order])}
+    again = ops.convert_to_numpy(head.ngrams(np.concatenate([parts[0][n] for n in order]), some))
+    np.testing.assert_array_equal(again, found[order])
+
+
+def test_cls_tells_of_no_ngram():
+    head = Head(HeadConfig(kind="cls"), segments=1, max_length=9)
+    found = ops.convert_to_numpy(
+        head.ngrams(np.ones((6, 4), np.float32), packed([TEXTS[0], TEXTS[0], TEXTS[0]], False))
+    )
+    assert found.shape == (3, 4, 2)
+    assert not found.any()
+
+
 def test_cls_takes_the_first_token_of_each_text():
     head = Head(HeadConfig(kind="cls"), segments=1, max_length=9)
     hidden = np.arange(6, dtype=np.float32)[:, None]

@@ -19,6 +19,7 @@ from components.export.paths import float32_dir
 from components.trainer import export
 from components.trainer.run_fn import run_fn
 from components.transform.keys import text_key
+from pipeline.predict import Predictor
 
 ROOT = Path(__file__).parents[3]
 
@@ -93,7 +94,9 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     args = fn_args(task, pairs)
     run_fn(args)
     signatures = tf.saved_model.load(args.serving_model_dir).signatures
-    assert set(signatures) == {"serving_default", "serialized_examples", "classify", "tokens", "transform_features"}
+    assert set(signatures) == {
+        "serving_default", "serialized_examples", "classify", "tokens", "explain", "transform_features",
+    }  # fmt: skip
     labels = args.custom_config["labels"]
     texts = ["a d ad", "", "b" * 300 + " c" * 900, "h", "[SEP] \x00 a"]
     columns = {"text": texts} | ({"text_pair": ["", "c", "b b", "", "a"]} if pairs else {})
@@ -130,6 +133,12 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     assert lengths[2] == 16
     assert lengths.sum() == len(tokens["input_ids"])
     assert tokens["input_ids"].numpy()[[0, lengths[0] - 1]].tolist() == [2, 3]
+    explained = signatures["explain"](**{name: tf.constant(values) for name, values in columns.items()})
+    np.testing.assert_allclose(explained["probabilities"], answer["probabilities"], atol=1e-6)
+    assert {explained[name].shape for name in ("parts", "starts", "ends")} == {(5, len(labels), 5)}
+    assert np.all(explained["ends"].numpy() < lengths[:, None, None])
+    none = signatures["explain"](**{name: tf.constant([], tf.string) for name in columns})
+    assert none["parts"].shape == (0, len(labels), 5)
 
 
 @pytest.mark.slow
@@ -170,6 +179,21 @@ def test_check_json_holds_the_trained_models_own_answers(ran):
     found = serve(text=tf.constant(shared))["probabilities"].numpy()
     expected = [by_key[int(text_key(tf.constant([t]), None)[0])] for t in shared]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_explanation_is_of_the_texts_own_words_by_label(ran):
+    args, _ = ran
+    predictor = Predictor(Path(args.serving_model_dir))
+    vocabulary = Path(args.custom_config["vocab_file"]).read_text(encoding="utf-8").split()
+    texts = ["h ae h", "", "bd bd ce"]
+    told = predictor.ngrams(texts, None, vocabulary)
+    for text, ngrams in zip(texts, told, strict=True):
+        assert list(ngrams) == ["LOW", "MIDDLE", "HIGH"]
+        for ranked in ngrams.values():
+            assert [part for _, part in ranked] == sorted((part for _, part in ranked), reverse=True)
+            assert bool(ranked) is bool(text)
+            for ngram, _ in ranked:  # put together from word pieces; one may begin within a word
+                assert ngram.removeprefix("##") in text
 
 
 def test_transform_features_gives_labels_and_lengths_for_evaluation(ran):
