@@ -244,6 +244,7 @@ class TrainingConfig(Section):
     patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
     buckets: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths
     mixed_precision: bool = False  # bfloat16 on GPU, and on CPUs that have it
+    xla: bool = False  # on GPU: the step compiled by XLA, once a bucket; batches are padded to its bound
     checkpoint_steps: PositiveInt = 200  # a killed run goes on from the newest
     seed: Annotated[int, Field(ge=0)] = 1
 
@@ -329,7 +330,7 @@ class SpaceConfig(Section):
 # Not for a search: what trials are compared by, where and in which precision, and what the Trainer alone does.
 _FIXED = (
     "training.metric", "training.seed", "training.calibration", "training.mixed_precision",
-    "training.checkpoint_steps", "encoder.config", "encoder.weights",
+    "training.xla", "training.checkpoint_steps", "encoder.config", "encoder.weights",
 )  # fmt: skip
 
 

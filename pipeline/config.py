@@ -367,7 +367,10 @@ def _check_encoder(path: Path, config: Config) -> None:
         if config.encoder.weights:
             check_case(tokens, config.tokenizer.lower_case)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
-        check_options(config.training, config.encoder, geometry, config.tokenizer.longest_text)
+        check_options(
+            config.training, config.encoder, geometry, config.tokenizer.longest_text, config.head,
+            config.tokenizer.long_text == "windows",
+        )  # fmt: skip
     except PipelineError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.tokenizer.max_length > geometry.max_position_embeddings:

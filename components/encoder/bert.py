@@ -107,7 +107,7 @@ def attend(qkv: Tensor, place: Layout, heads: int, dropout: Callable[[Tensor], T
       [tokens, hidden] in the dtype of `qkv`; the softmax is in float32 whatever that is.
     """
     size = qkv.shape[-1] // (3 * heads)
-    longest = ops.max(place.lengths, initial=1)  # also of a batch without texts
+    longest = ops.max(place.lengths, initial=1) if place.bound is None else place.bound  # 1: of a batch without texts
     block, mask = padded(qkv, place, longest)  # (B, L, 3H), (B, L)
     block = ops.reshape(block, (-1, longest, 3, heads, size))
     block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)

@@ -4,6 +4,7 @@ A batch of texts is a dict of
   `ids`          int32 [tokens]   the texts' token ids, one text after the other, special tokens included
   `segments`     int32 [tokens]   0 in the text, 1 and 2 in the segments after it; only where there are such
   `row_lengths`  int32 [batch]    tokens of each text (or window of one, see components.encoder.windows)
+  `steps`        int32 [bound]    only where a bound of the row lengths must be known by a shape: this one's; 0, 1, 2 …
 
 Dense layers, normalisation and residuals work on `[tokens, hidden]` as it stands. What looks beyond a token
 (attention, convolution, pooling) asks the layout which text a token is of. With no padding there is nothing
@@ -27,6 +28,7 @@ class Layout(NamedTuple):
     positions: Tensor  # int32 [tokens], its place in that text, from 0
     starts: Tensor  # int32 [batch], where each text begins
     lengths: Tensor  # int32 [batch]
+    bound: Tensor | None = None  # int32 scalar, at least the greatest length; None: that is taken
 
 
 def layout(batch: Batch) -> Layout:
@@ -36,7 +38,8 @@ def layout(batch: Batch) -> Layout:
     starts = ends - lengths
     tokens = ops.arange(ops.shape(batch["ids"])[0], dtype="int32")
     rows = ops.cast(ops.searchsorted(ends, tokens, side="right"), "int32")
-    return Layout(rows, tokens - ops.take(starts, rows, axis=0), starts, lengths)
+    bound = ops.shape(batch["steps"])[0] if "steps" in batch else None
+    return Layout(rows, tokens - ops.take(starts, rows, axis=0), starts, lengths, bound)
 
 
 def shifted(x: Tensor, rows: Tensor, left: int, right: int) -> list[Tensor]:

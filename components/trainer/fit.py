@@ -79,6 +79,9 @@ def fit(
     mixed = training.mixed_precision and has_bfloat16()
     if training.mixed_precision and not mixed:
         log.warning("training.mixed_precision: this machine has no bfloat16 arithmetic; training in float32")
+    if training.xla and not tf.config.list_physical_devices("GPU"):
+        log.warning("training.xla: this machine has no GPU; the step is not compiled by XLA")
+        training = training.model_copy(update={"xla": False})
     with strategy.scope():
         model = _build(config, policy="mixed_bfloat16" if mixed else "float32")
         loaded = _load_weights(model, config)
@@ -100,10 +103,11 @@ def fit(
 def _build(config: dict[str, Any], policy: str) -> TextClassifier:
     encoder = _section(EncoderConfig, config, "encoder")
     geometry = _geometry(config, encoder)
-    check_options(_section(TrainingConfig, config, "training"), encoder, geometry, config["max_length"])
+    head, windows = _section(HeadConfig, config, "head"), config["overlap"] is not None
+    check_options(_section(TrainingConfig, config, "training"), encoder, geometry, config["max_length"], head, windows)
     return build_classifier(
         geometry,
-        _section(HeadConfig, config, "head"),
+        head,
         config["task"],
         len(config["labels"]),
         1 + config["pairs"] + config.get("neighbours", False),  # segments

@@ -22,6 +22,7 @@ from components.trainer.hidden import remove_hidden, with_hidden
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.optimizer import AdamW, learning_rate
 from components.trainer.stages import frozen_blocks, learning_variables, rate_scales, stages_of
+from components.trainer.static_shapes import StaticShapes
 from components.trainer.steps import TrainStep, make_predict_step, predict
 
 _REPORT_SECONDS = 0.5
@@ -92,6 +93,8 @@ class Loop:
         self.stages = stages_of(training)
         # Only attention works on padded blocks; without it, texts of all lengths mix freely.
         self.buckets = training.buckets if model.encoder.blocks else None
+        replicas = strategy.num_replicas_in_sync
+        self.shapes = StaticShapes.of(training, train.lengths, replicas) if training.xla else None
         self.steps_of_epoch: dict[int, int] = {}
         self.progress = Progress()
         self.best_weights: list[np.ndarray] = []
@@ -142,8 +145,9 @@ class Loop:
             self._assign(self._state()[name], values)
         train, self._evaluation = (self._hidden(split, frozen) for split in ("train", "eval"))
         self._train_step = TrainStep(
-            self.model, self.optimizer, train, self.task, training, self.weights, self.strategy, frozen, self.average
-        )
+            self.model, self.optimizer, train, self.task, training, self.weights, self.strategy, frozen, self.average,
+            self.shapes,
+        )  # fmt: skip
         self._predict_step = make_predict_step(self.model, self.task, frozen)
         # What early stopping may still cut short is counted as if it did not.
         self.epochs = now.stage_start + sum(stage.epochs for stage in self.stages[now.stage :])
@@ -251,9 +255,9 @@ class Loop:
     def _plan(self, epoch: int) -> list[list[np.ndarray]]:
         """The steps of an epoch, each of one batch or several."""
         training = self.training
-        batches = plan_epoch(
-            self.train.lengths, training.batch_size, training.seed, epoch, self.buckets, training.batch_tokens
-        )
+        lengths = self.train.lengths if self.shapes is None else self.shapes.bound(self.train.lengths)
+        buckets = self.buckets if self.shapes is None else training.buckets
+        batches = plan_epoch(lengths, training.batch_size, training.seed, epoch, buckets, training.batch_tokens)
         count = training.accumulate_steps
         return [batches[start : start + count] for start in range(0, len(batches), count)]
 

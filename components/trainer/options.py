@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from components.config import EncoderConfig, TrainingConfig
+from components.config import EncoderConfig, HeadConfig, TrainingConfig
 from components.encoder.config import BertGeometry
 from components.errors import ConfigError
 
 
-def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: BertGeometry, max_length: int) -> None:
+def check_options(
+    training: TrainingConfig,
+    encoder: EncoderConfig,
+    geometry: BertGeometry,
+    max_length: int,
+    head: HeadConfig,
+    windows: bool,
+) -> None:
     """Refuses options that could not act as they say.
 
     Args:
       max_length: tokens of the longest text.
+      windows: whether long texts are read in windows.
 
     Raises:
       ConfigError: naming the option, and what to change.
@@ -45,3 +53,7 @@ def check_options(training: TrainingConfig, encoder: EncoderConfig, geometry: Be
             f"training.batch_tokens: {training.batch_tokens} is less than one text may have (tokenizer.max_length, "
             f"{max_length}); give more"
         )
+    if training.xla and (head.batch_norm or head.kind == "stacked"):
+        raise ConfigError("training.xla: its padding would count in head.batch_norm's statistics; remove one of them")
+    if training.xla and windows:
+        raise ConfigError('training.xla: needs shapes that are known, and tokenizer.long_text = "windows" has none')

@@ -15,6 +15,7 @@ from components.trainer.batches import Examples, plan_prediction
 from components.trainer.hardware import local_replicas, worker_number
 from components.trainer.losses import example_losses
 from components.trainer.optimizer import AdamW
+from components.trainer.static_shapes import StaticShapes
 
 
 class TrainStep:
@@ -31,6 +32,7 @@ class TrainStep:
       strategy: where replicas run.
       frozen: see `components.encoder.bert.BertEncoder`.
       average: of the weights, brought up to date after the step.
+      shapes: to which batches are padded, for losses and gradients compiled by XLA; None: neither.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class TrainStep:
         strategy: tf.distribute.Strategy,
         frozen: int | None = None,
         average: MovingAverage | None = None,
+        shapes: StaticShapes | None = None,
     ) -> None:
         self.examples = examples
+        self.shapes = shapes
         self.replicas = replicas = strategy.num_replicas_in_sync
         self.count = count = training.accumulate_steps
 
@@ -54,10 +58,13 @@ class TrainStep:
             with tf.GradientTape() as tape:
                 logits = model(batch, training=True, frozen=frozen)
                 losses = example_losses(logits, truth, task, training.label_smoothing, weights, training.focal_gamma)
-                loss = tf.reduce_sum(losses) * share
+                loss = tf.reduce_sum(losses) * share if shapes is None else tf.reduce_sum(losses * share)
                 # gradients are summed over replicas and batches, so each adds its part of the penalty
                 total = loss + tf.add_n(model.losses) / (replicas * count) if model.losses else loss
             return loss, tape.gradient(total, optimizer.targets)
+
+        if shapes is not None:
+            gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
 
         def replica_step(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
             loss, gradients = gradients_of(*parts[0]) if count == 1 else _accumulated(gradients_of, parts)
@@ -96,15 +103,19 @@ class TrainStep:
         split = [np.array_split(rows, self.replicas) for rows in batches]
         parts = [
             [
-                (self._inputs(rows if len(rows) else batches[0][:1]), share if len(rows) else np.float32(0))
+                self._inputs(rows if len(rows) else batches[0][:1], share if len(rows) else np.float32(0))
                 for rows in of_replica
             ]
             for of_replica in list(zip(*split, strict=True))[self.own]
         ]
         return self.compiled(parts, np.float32(rate))
 
-    def _inputs(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        return self.examples.batch(rows), self.examples.labels[rows]
+    def _inputs(self, rows: np.ndarray, share: np.float32) -> tuple[tuple[dict[str, np.ndarray], np.ndarray], Any]:
+        batch, labels = self.examples.batch(rows), self.examples.labels[rows]
+        if self.shapes is None:
+            return (batch, labels), share
+        batch, labels, shares = self.shapes.padded(batch, labels, share)
+        return (batch, labels), shares
 
     def _signature(self, local: int) -> list[Any]:
         batch = batch_spec(self.examples.segments is not None)
@@ -112,8 +123,10 @@ class TrainStep:
         if hidden is not None:
             batch["hidden"] = tf.TensorSpec([None, hidden.shape[1]], tf.as_dtype(hidden.dtype), "hidden")
         truth = tf.TensorSpec([None, *labels.shape[1:]], labels.dtype)
-        scalar = tf.TensorSpec([], tf.float32)
-        return [[[((batch, truth), scalar)] * self.count] * local, scalar]
+        scalar = share = tf.TensorSpec([], tf.float32)
+        if self.shapes is not None:
+            batch["steps"], share = tf.TensorSpec([None], tf.int32, "steps"), tf.TensorSpec([None], tf.float32)
+        return [[[((batch, truth), share)] * self.count] * local, scalar]
 
 
 def _accumulated(gradients_of: Callable[..., Any], parts: Sequence[Any]) -> tuple[tf.Tensor, list[Any]]:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.config import EncoderConfig, TrainingConfig
+from components.config import EncoderConfig, HeadConfig, TrainingConfig
 from components.encoder.config import BertGeometry
 from components.errors import ConfigError
 from components.trainer import fit
@@ -109,7 +109,7 @@ def test_the_export_has_no_more_tensors_than_without_and_answers_as_trained(fn_a
 def test_updates_without_effect_are_refused(training, encoder, layers, message):
     geometry = BertGeometry(vocab_size=20, num_hidden_layers=layers, hidden_size=16, intermediate_size=32)
     with pytest.raises(ConfigError, match=message):
-        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 16)
+        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 16, HeadConfig(), False)
 
 
 def test_a_scale_without_updates_is_refused():

@@ -66,7 +66,12 @@ STAGES = [{"layers": 0, "epochs": 1}, {"layers": "all", "epochs": 1}]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"epochs": 2}, {"stages": STAGES, "layer_decay": 0.5, "accumulate_steps": 2, "ema_decay": 0.5}]
+    "options",
+    [
+        {"epochs": 2},
+        {"epochs": 1, "xla": True},
+        {"stages": STAGES, "layer_decay": 0.5, "accumulate_steps": 2, "ema_decay": 0.5},
+    ],
 )
 def test_two_replicas_give_the_weights_of_one(tmp_path, options):
     one = flat(train(1, tmp_path / "one", 0.0, options))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from components import progress
-from components.config import EncoderConfig, Stage, TrainingConfig
+from components.config import EncoderConfig, HeadConfig, Stage, TrainingConfig
 from components.encoder.config import BertGeometry
 from components.errors import ConfigError, PipelineError
 from components.trainer.hidden import remove_hidden, with_hidden
@@ -212,10 +212,11 @@ def test_options_that_contradict_each_other_are_refused(training, message):
 def test_options_that_do_not_fit_the_encoder_are_refused(training, encoder, message):
     geometry = BertGeometry(vocab_size=20, num_hidden_layers=2)
     with pytest.raises(ConfigError, match=message):
-        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 128)
+        check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 128, HeadConfig(), False)
 
 
 def test_options_that_fit_the_encoder_are_taken():
     training = TrainingConfig(stages=[{"layers": 2, "epochs": 1}], layer_decay=0.9, batch_tokens=128)
-    check_options(training, EncoderConfig(), BertGeometry(vocab_size=20, num_hidden_layers=2), 128)
-    check_options(TrainingConfig(), EncoderConfig(trainable=False), BertGeometry(vocab_size=20), 128)
+    geometry, head = BertGeometry(vocab_size=20, num_hidden_layers=2), HeadConfig()
+    check_options(training, EncoderConfig(), geometry, 128, head, windows=True)
+    check_options(TrainingConfig(), EncoderConfig(trainable=False), geometry, 128, head, windows=True)
