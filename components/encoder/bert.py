@@ -37,15 +37,17 @@ class Embeddings(keras.layers.Layer):
     def build(self, _: Any = None) -> None:
         g = self.geometry
         normal = keras.initializers.TruncatedNormal(stddev=g.initializer_range)
-        for name, size in (
-            ("word", g.vocab_size),
-            ("position", g.max_position_embeddings),
-            ("segment", g.type_vocab_size),
+        # Attention must tell places apart from the start; without it, random positions are noise on the words.
+        place = normal if g.num_hidden_layers else keras.initializers.Zeros()
+        for name, size, initializer in (
+            ("word", g.vocab_size, normal),
+            ("position", g.max_position_embeddings, place),
+            ("segment", g.type_vocab_size, normal),
         ):
             # No autocast: it would turn the whole table to the compute dtype, and its gradient dense, every step.
             weight = self.add_weight(
                 shape=(size, g.hidden_size),
-                initializer=normal.clone(),
+                initializer=initializer.clone(),
                 autocast=False,
                 name=f"{name}_embeddings",
             )

@@ -1,5 +1,6 @@
 """BERT over packed tokens, against plain NumPy written text by text, and the packing itself."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -47,6 +48,14 @@ def encoder_of(geometry):
     for variable in encoder.weights:  # no bias stays 0, no gamma 1
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.3))
     return encoder
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_places_differ_from_the_start_only_where_there_is_attention(layers):
+    encoder = BertEncoder(dataclasses.replace(GEOMETRY, num_hidden_layers=layers))
+    encoder.build()
+    assert np.any(encoder.embeddings.position.numpy()) == bool(layers)
+    assert np.any(encoder.embeddings.word.numpy())
 
 
 def norm(x, layer, epsilon):
