@@ -12,13 +12,14 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2
+from google.protobuf import text_format
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.batching import Batcher
 from serving.batching_options import BatchingOptions, read_options
 from serving.errors import Code, StartError, StatusError
-from serving.loader import Call, SessionRunner
+from serving.loader import Call
 from serving.metrics import Metrics
 from serving.token_counter import token_counter
 
@@ -202,24 +203,29 @@ def test_a_batch_keeps_within_its_tokens(busy, eventually):
     assert [len(b) for b in runner.batches] == [1, 2, 2, 1]
 
 
-def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_wait_for_the_graph(toys):
+def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_wait_for_the_graph():
     class Counting:
         def __init__(self) -> None:
-            self.texts: list[list[bytes]] = []
+            self.fed: list[dict[str, list[bytes]]] = []
 
         def run(self, feeds, fetches, call):
-            (text,) = feeds.values()
-            self.texts.append(text.tolist())
-            return [np.array([len(t) for t in text])]
+            self.fed.append({name: text.tolist() for name, text in feeds.items()})
+            return [np.array([len(t) for t in text]) for text in feeds.values()]
 
-    runner = Counting()
-    signatures = dict(SessionRunner(str(toys.text / "1"), ["serve"], config_pb2.ConfigProto()).meta_graph.signature_def)
+    def signature(text: str) -> SignatureDef:
+        return text_format.Parse(text, SignatureDef())
+
+    lengths = 'outputs { key: "row_lengths" value { name: "n:0" dtype: DT_INT64 tensor_shape { dim { size: -1 } } } }'
+    signatures = {
+        "serving_default": signature('inputs { key: "text" value { name: "default:0" dtype: DT_STRING } }'),
+        "tokens": signature('inputs { key: "text" value { name: "tokens:0" dtype: DT_STRING } }' + lengths),
+    }
+    runner, feeds = Counting(), {"default:0": np.array([b"abc", b"d"], object)}
     count = token_counter(runner, signatures)
-    assert runner.texts == [[b""]]
-    (info,) = signatures["serving_default"].inputs.values()
-    assert count({info.name: np.array([b"abc", b"d"], object)}).tolist() == [3, 1]
-    assert token_counter(runner, {})({info.name: np.array([b"abc"], object)}) is None
-    assert len(runner.texts) == 2
+    assert runner.fed == [{"tokens:0": [b""]}]
+    assert count(feeds).tolist() == [3, 1]
+    assert token_counter(runner, {})(feeds) is None
+    assert runner.fed[1:] == [{"tokens:0": [b"abc", b"d"]}]
 
 
 def test_a_large_request_is_refused_or_split():
