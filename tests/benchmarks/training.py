@@ -11,7 +11,8 @@ first: in fp32 they must agree within 1e-4.
 Each contestant is a process of its own and keeps all cores while it runs. Each is tried with every way of putting the
 same texts into batches (as they come, of similar lengths, sorted, and by a budget of tokens), and keeps the one that is
 fastest for it; then they take turns, repeat by repeat, and medians are printed: texts a second, the ratio to PyTorch in
-the same precision, the share of the GEMM peak of that precision on real tokens, and memory.
+the same precision, the share of the GEMM peak of that precision on real tokens, and memory. Beside other work PyTorch's
+threads wait for one another, and its step may take ten times as long: the machine must have nothing else to do.
 
 `input` is a profile of the input: the time that making the batches takes, alone, as a share of a step's. One part of
 the step differs on purpose: the product updates the rows of the word embeddings that a batch has (see
