@@ -2,6 +2,10 @@
 
 All steps of a run write one record, `runs/<run>.json`, as a local run does. In ML Metadata they share one run, until a
 step is made again: then a new one begins that takes over everything that does not depend on the step.
+
+A step waits while another process holds the root. That one run after the other works on it, from its first step to its
+last, is the orchestrator's part; a version that comes live between a run's evaluator and its push all the same, by a
+run of another kind or a rollback, is noticed here.
 """
 
 from __future__ import annotations
@@ -16,12 +20,16 @@ from pipeline import records, spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, run_fingerprint
 from pipeline.outcome import outcome
-from pipeline.retraining import housekeeping
+from pipeline.retraining import housekeeping, observe
 from pipeline.run import blank_record, failure, run_facts, serving_refusals
 
 RUN_ID = re.compile(r"\d{8}T\d{6}(-\d{4})?")  # sorts by time, as the records of local runs
 PLACE = re.compile(r"examples_(\d+)")
 NOT_BLESSED = "NotBlessed"  # the kind of error of a step that refused the model
+
+
+class Overtaken(PipelineError):
+    """Another version came live since the model was compared with the live one."""
 
 
 def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str) -> dict[str, Any]:
@@ -54,6 +62,19 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
         return _run_and_record(config, step, record)
 
 
+def _check_live(config: Config, step: str, record: dict[str, Any]) -> None:
+    """The evaluator notes the version that it compares with; `push` refuses where it is no longer the live one."""
+    live, facts = observe.live_version(config.serving_dir)
+    own = (facts.get("run") or {}).get("fingerprint") == record["fingerprint"]  # pushed by a task that was killed then
+    if step == "evaluator":
+        record["live"] = live
+    elif step == "push" and live != record.get("live", live) and not own:
+        raise Overtaken(
+            f"{config.serving_dir}: the live version was {record['live'] or 'none'} when the model was compared with "
+            f"it, and is {live or 'none'} now; run the evaluator again, and what comes after it"
+        )
+
+
 def _run_and_record(config: Config, step: str, record: dict[str, Any]) -> dict[str, Any]:
     from pipeline.console import quiet
 
@@ -66,6 +87,7 @@ def _run_and_record(config: Config, step: str, record: dict[str, Any]) -> dict[s
     try:
         with quiet(log):
             record.update(error=None, error_kind=None, step=None, last_step=None)
+            _check_live(config, step, record)
             _run(config, step, record)
     except BaseException as error:
         record.update({**failure(error), "status": "failed", "step": step})

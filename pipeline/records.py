@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,14 +36,17 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
         ) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise BusyError(
-                f"another run (process {holder}) holds the pipeline root {root}; wait for it with --wait, or give this "
-                "run a root of its own with --set paths.root=FOLDER"
-            ) from None
+            holder = f"another run (process {file.read().strip() or 'unknown'}) holds the pipeline root {root}"
+            if not wait:
+                raise BusyError(
+                    f"{holder}; wait for it with --wait, or give this run a root of its own with "
+                    "--set paths.root=FOLDER"
+                ) from None
+            print(f"waiting: {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

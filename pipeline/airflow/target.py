@@ -28,30 +28,24 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
       The tasks' ids, and the pool that they need.
 
     Raises:
-      ConfigError: the configuration has no fixed steps, or the output is no JSON file.
+      ConfigError: the configuration has no fixed steps, or no trigger for `schedule_once`; or the output is no JSON
+        file, or another DAG beside it works on the same pipeline root.
     """
     if output.suffix != ".json":
         raise ConfigError(f"--output {output}: name a file that ends with .json, beside biobert_cnn.py")
+    _root_is_free(config, output)
     lost = [item for item in overrides if not item.startswith(("airflow.", "paths."))]
     if lost:
         raise ConfigError(
             f"--set {lost[0]}: the tasks read {path} itself; write it there, or give it to a run as `set`"
         )
-    if config.window.last == "all":
-        raise ConfigError(
-            "step examples: window.last = 'all': the tasks are fixed when compiled; give a number of spans"
-        )
-    from pipeline import nodes, spans
-    from pipeline.graph import create_pipeline
-    from pipeline.local import FINAL
-    from pipeline.one_step import NOT_BLESSED
-
-    members = spans.spans_of_run(config.data, config.window)
-    steps = nodes.steps_of(create_pipeline(config, {}), members, config.window.last)
     own = config.airflow
+    once = own.tasks == "schedule_once"
+    steps, final = _one_look(config) if once else _steps(config)
     pool = own.pool or "biobert_cnn" + re.sub(r"\W+", "_", str(config.root))
     found = {
         "dag_id": own.dag_id or f"biobert_cnn_{config.name}",
+        "command": ["schedule", "once"] if once else ["step"],
         "program": own.program,
         "config": str(path.absolute()),
         "set": [f"paths.root={config.root}", f"paths.serving={config.serving_dir}"],
@@ -61,14 +55,55 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
         "start": [own.start.year, own.start.month, own.start.day],
         "pool": pool,
         "retry_delay_s": own.retry_delay_s,
-        "final": sorted(FINAL | {NOT_BLESSED}),
-        "steps": [_task(config, step) for step in steps],
+        "final": final,
+        "steps": steps,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return [step.id for step in steps], pool
+    return [step["id"] for step in steps], pool
 
 
-def _task(config: Config, step: Any) -> dict[str, Any]:
-    retries, timeout = config.airflow.of(step.id)
-    return {"id": step.id, "after": sorted(step.after), "retries": retries, "timeout_s": timeout}
+def _root_is_free(config: Config, output: Path) -> None:
+    """One DAG a root: Airflow lets one run of a DAG be active, and knows of no such thing across DAGs."""
+    for other in sorted(output.parent.glob("*.json")):
+        if other.name == output.name:
+            continue
+        try:
+            root = json.loads(other.read_text(encoding="utf-8"))["root"]
+        except (OSError, ValueError, TypeError, KeyError):  # something else that lies there
+            continue
+        if root == str(config.root):
+            raise ConfigError(
+                f"--output {output}: {other} works on the pipeline root {root} already, and runs of two DAGs would mix "
+                "there; take one of them away, or give this one a root of its own with --set paths.root=FOLDER"
+            )
+
+
+def _steps(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """A task for each step of the graph, and the kinds of errors that another try cannot help."""
+    if config.window.last == "all":
+        raise ConfigError(
+            "step examples: window.last = 'all': the tasks are fixed when compiled; give a number of spans"
+        )
+    from pipeline import nodes, spans
+    from pipeline.graph import create_pipeline
+    from pipeline.local import FINAL
+    from pipeline.one_step import Overtaken
+
+    members = spans.spans_of_run(config.data, config.window)
+    found = []
+    for step in nodes.steps_of(create_pipeline(config, {}), members, config.window.last):
+        retries, timeout = config.airflow.of(step.id)
+        found.append({"id": step.id, "after": sorted(step.after), "retries": retries, "timeout_s": timeout})
+    return found, sorted({*FINAL, Overtaken.__name__})
+
+
+def _one_look(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """The one task of `schedule once`; the schedule itself knows what is worth another try."""
+    if not config.schedule.any_trigger:
+        raise ConfigError(
+            "airflow.tasks = 'schedule_once': [schedule] has nothing that starts a run; set on_new_span = true, cron, "
+            "drift, serving_drift or min_score"
+        )
+    own = config.airflow
+    return [{"id": "schedule_once", "after": [], "retries": own.retries, "timeout_s": own.timeout_s}], []

@@ -1,14 +1,18 @@
 """`biobert-cnn compile --target airflow`: the DAG's description, and what it refuses."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from components.errors import ConfigError
+from components.push.publish import publish
 from pipeline.airflow.target import compile_to
 from pipeline.config import load_config
-from pipeline.one_step import run_step
+from pipeline.one_step import Overtaken, run_step
+from pipeline.records import read_records, write_record
+from pipeline.run import blank_record
 from pipeline.steps import STEPS
 
 
@@ -55,6 +59,27 @@ def test_window_has_a_task_for_each_place(minimal: Path) -> None:
         compiled(minimal)
 
 
+def test_one_task_that_asks_the_schedule(minimal: Path) -> None:
+    once = ("airflow.tasks=schedule_once", "airflow.retries=2", "airflow.timeout_s=7200")
+    with pytest.raises(ConfigError, match=r"airflow\.tasks = 'schedule_once': \[schedule\] has nothing that starts"):
+        compiled(minimal, *once)
+    minimal.write_text(f"{minimal.read_text()}[schedule]\non_new_span = true\n")
+    found = compiled(minimal, *once)
+    assert found["command"] == ["schedule", "once"]
+    assert found["steps"] == [{"id": "schedule_once", "after": [], "retries": 2, "timeout_s": 7200.0}]
+
+
+def test_second_dag_on_the_same_root_is_refused(minimal: Path) -> None:
+    compiled(minimal, "paths.root=/srv/root")
+    compiled(minimal, "paths.root=/srv/root")  # the same file, written anew
+    (minimal.parent / "dags" / "other.json").write_text("[]")
+    config = load_config(minimal, ["paths.root=/srv/root"])
+    second = minimal.parent / "dags" / "second.json"
+    with pytest.raises(ConfigError, match=r"mine\.json works on the pipeline root /srv/root already"):
+        compile_to(config, minimal, [], second)
+    compile_to(load_config(minimal, ["paths.root=/srv/another"]), minimal, [], second)
+
+
 def test_override_that_the_tasks_would_not_see_is_refused(minimal: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set training\.epochs=3: the tasks read"):
         compiled(minimal, "training.epochs=3")
@@ -78,3 +103,32 @@ def test_mistakes_in_the_section_are_named(minimal: Path, override: str, expecte
 def test_run_of_a_step_must_be_a_time(minimal: Path) -> None:
     with pytest.raises(ConfigError, match="--run manual__1: write the time"):
         run_step(lambda more: load_config(minimal, more), "examples", "manual__1", "")
+
+
+@pytest.fixture
+def pushed(minimal: Path) -> Callable[..., None]:
+    """Publishes versions to the root beside the configuration."""
+    serving = load_config(minimal, [f"paths.root={minimal.parent}/root"]).serving_dir
+
+    def publish_one(number: int, fingerprint: str = "other") -> None:
+        model = minimal.parent / "model"
+        model.mkdir(exist_ok=True)
+        (model / "saved_model.pb").write_text(str(number))
+        publish(model, serving, 9, lambda _: {"run": {"fingerprint": fingerprint}}, str(number), lambda: float(number))
+
+    return publish_one
+
+
+def run_push(minimal: Path, record: dict) -> None:
+    root = minimal.parent / "root"
+    write_record(root, {**blank_record(), "run_id": "20270131T235959", "attempt": 0, **record})
+    run_step(lambda more: load_config(minimal, [f"paths.root={root}", *more]), "push", "20270131T235959", "")
+
+
+def test_push_of_a_model_that_was_compared_with_another_live_version_is_refused(minimal: Path, pushed) -> None:
+    pushed(100)
+    pushed(200)
+    with pytest.raises(Overtaken, match=r"the live version was 100 when .* and is 200 now; run the evaluator again"):
+        run_push(minimal, {"live": 100})
+    (record,) = read_records(minimal.parent / "root")
+    assert (record["status"], record["step"], record["error_kind"]) == ("failed", "push", "Overtaken")

@@ -1,6 +1,7 @@
 """A run is repeated exactly when data, configuration or code have changed."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def test_second_run_on_a_root_is_refused_with_the_holder_named(tmp_path: Path) -
         raise AssertionError("two runs held one root")
     with root_lock(tmp_path, wait=False):
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+
+
+def test_run_that_waits_for_the_root_says_for_whom(tmp_path: Path, capsys) -> None:
+    order = []
+
+    def wait() -> None:
+        with root_lock(tmp_path, wait=True):
+            order.append("waited")
+
+    thread = threading.Thread(target=wait)
+    told = ""
+    with root_lock(tmp_path, wait=False):
+        thread.start()
+        while not told:
+            told = capsys.readouterr().err
+        order.append("held")
+    thread.join()
+    assert told == f"waiting: another run (process {os.getpid()}) holds the pipeline root {tmp_path}\n"
+    assert order == ["held", "waited"]
 
 
 def test_run_ids_grow_even_when_the_clock_is_set_back(tmp_path: Path) -> None:

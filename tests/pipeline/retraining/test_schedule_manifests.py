@@ -1,6 +1,8 @@
 """The manifests under deploy/schedule: what they call exists, and they grant no more than is needed."""
 
 import configparser
+import datetime as dt
+import re
 import shlex
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def test_cronjob_calls_a_command_that_exists(job: dict) -> None:
 
 
 def test_cronjob_runs_alone_and_is_not_started_again_by_kubernetes(job: dict) -> None:
-    assert CronSim(job["spec"]["schedule"], __import__("datetime").datetime(2026, 1, 1))
+    assert CronSim(job["spec"]["schedule"], dt.datetime(2026, 1, 1))
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     assert job["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
     assert job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
@@ -73,6 +75,20 @@ def test_every_path_of_the_cronjob_lies_on_a_mounted_volume(job: dict) -> None:
     for path in paths:
         assert any(Path(mount) in Path(path).parents for mount in mounts), path
     assert "readOnly" not in mounts["/root-volume"]
+
+
+def test_crontab_calls_a_command_that_exists() -> None:
+    """As /etc/cron.d has it: five fields, a user, and a command for the shell."""
+    lines = [line for line in (DEPLOY / "crontab").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in lines[:-1])
+    *fields, user, command = lines[-1].split(maxsplit=6)
+    assert CronSim(" ".join(fields), dt.datetime(2026, 1, 1))
+    assert user != "root"
+    assert "%" not in command, "cron would make a line end of it"
+    program, *arguments = shlex.split(command.partition(">>")[0])
+    assert Path(program).name == "biobert-cnn"
+    found = parses(arguments)
+    assert (found["command"], found["as_json"]) == ("biobert-cnn schedule once", True)
 
 
 def test_service_calls_a_command_that_exists() -> None:
