@@ -156,7 +156,7 @@ def weights_command(
 @app.command()
 @errors_in_words
 def history(config: ConfigPath, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """List the runs of a configuration: metrics, blessed or not, version pushed."""
+    """List the runs of a configuration: metrics, blessed or not, version pushed, what each step came to."""
     from pipeline.history import print_history
 
     print_history(_load(config, set_), as_json)

@@ -85,6 +85,7 @@ def run(
     to_step: str | None = None,
     tries: LocalConfig | None = None,
     log: Callable[[str], AbstractContextManager[None]] | None = None,
+    run_id: str = "",
 ) -> Result:
     """Runs every node, or those from one step to another.
 
@@ -95,12 +96,12 @@ def run(
       from_step, to_step: node ids; the steps before are taken from the last run.
       tries: how often and how long each step is tried; default: once, without an end.
       log: given a step's id, makes what it writes go to its own log.
+      run_id: of the run's record; the metadata knows the run by it.
 
     Raises:
       StepError: naming the step; what was done before it is kept and is not done again.
     """
-    run_id = datetime.datetime.now(datetime.UTC).isoformat()
-    ir, deployment, connection = compile_run(pipeline, run_id)
+    ir, deployment, connection = compile_run(pipeline, run_id or datetime.datetime.now(datetime.UTC).isoformat())
     if from_step or to_step:
         partial_run_utils.mark_pipeline(
             ir,

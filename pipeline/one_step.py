@@ -23,7 +23,6 @@ from pipeline.outcome import outcome
 from pipeline.retraining import housekeeping, observe
 from pipeline.run import blank_record, failure, run_facts, serving_refusals
 
-RUN_ID = re.compile(r"\d{8}T\d{6}(-\d{4})?")  # sorts by time, as the records of local runs
 PLACE = re.compile(r"examples_(\d+)")
 NOT_BLESSED = "NotBlessed"  # the kind of error of a step that refused the model
 
@@ -47,7 +46,7 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
     Raises:
       PipelineError: the step failed; the record says so too.
     """
-    if not RUN_ID.fullmatch(run):
+    if not records.RUN_ID.fullmatch(run):
         raise ConfigError(f"--run {run}: write the time at which the run began, for example 20270131T235959")
     config = load([f"window.until={span}"] if span else [])
     with records.root_lock(config.root, wait=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from components.errors import BusyError, PipelineError
 
 INTERRUPTED = "interrupted"  # the status of a run that has not come to its end: it is under way, or was killed
+RUN_ID = re.compile(r"\d{8}T\d{6}(-\d{4})?")  # sorts by time
 
 
 @contextmanager

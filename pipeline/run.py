@@ -132,7 +132,7 @@ def _execute(
                 seconds["import"] = round(time.monotonic() - began, 2)
                 result = local.run(
                     pipeline, listen, from_step, to_step, config.local,
-                    log=lambda step: step_log(log.with_suffix("") / f"{step}.log"),
+                    log=lambda step: step_log(log.with_suffix("") / f"{step}.log"), run_id=run_id,
                 )  # fmt: skip
             record.update({**outcome(result.outputs), "step": None})
         except BaseException as error:

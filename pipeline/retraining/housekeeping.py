@@ -89,6 +89,27 @@ def backup(database: Path, target: Path, keep: int) -> None:
 
 
 @contextmanager
+def copy_to_read(root: Path) -> Iterator[tuple[sqlite3.Connection, str] | None]:
+    """A copy of the metadata that is nobody's but the reader's, and what it is a copy of; None where there is none.
+
+    Where the metadata is held by another process or damaged, it is a copy of the newest one in `backups/`.
+    """
+    with closing(sqlite3.connect("")) as copy:  # a file of SQLite's own, gone when it is closed
+        for path in (root / DATABASE, *sorted((root / BACKUPS).glob("metadata-*.sqlite"), reverse=True)):
+            try:
+                with closing(_reading(path, timeout_s=1.0)) as source:
+                    source.execute("BEGIN")
+                    source.execute("SELECT count(*) FROM sqlite_master").fetchone()  # refused, where a copy would wait
+                    source.backup(copy)
+                    copy.execute("SELECT count(*) FROM Execution").fetchone()
+            except sqlite3.DatabaseError:
+                continue
+            yield copy, path.relative_to(root).as_posix()
+            return
+        yield None
+
+
+@contextmanager
 def explained(database: Path) -> Iterator[None]:
     """Turns what SQLite and the system say into a message for a person."""
     try:
@@ -290,9 +311,9 @@ def _remove(root: Path, folders: list[Path]) -> None:
     shutil.rmtree(trash)
 
 
-def _reading(database: Path) -> sqlite3.Connection:
+def _reading(database: Path, timeout_s: float = _BUSY_TIMEOUT_S) -> sqlite3.Connection:
     # as_uri quotes what a URI must not hold
-    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout_s)
 
 
 def _marks(values: list[int]) -> str:

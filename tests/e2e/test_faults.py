@@ -58,10 +58,13 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
         try:
             holder.stdout.readline()
             held = project.run("training.seed=2")
+            project.start([*project.command("history"), "--json"])
+            told = project.wait()
         finally:
             holder.kill()
     assert held.status == 1
     assert "metadata.sqlite: another process holds it" in held.stderr
+    assert [run["version"] for run in told.json["runs"]] == [first.json["version"], None], told.stderr
     assert "Traceback" not in held.stderr
     assert project.versions == [first.json["version"]]
     after = project.run("training.seed=2")

@@ -196,6 +196,9 @@ def test_history_lists_every_run(project) -> None:
     assert [run["status"] for run in runs].count("pushed") == 2
     assert [run["status"] for run in runs].count("not_blessed") == 5
     assert all(run["run_id"] for run in runs)
+    pushed = next(run for run in runs if run["status"] == "pushed")
+    assert (pushed["steps"]["trainer"], pushed["steps"]["push"]) == ("done", "done")
+    assert set(pushed["steps"]) == set(STEPS)
 
 
 def test_no_text_of_the_data_is_in_any_log(project) -> None:
