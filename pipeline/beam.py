@@ -50,6 +50,14 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
 
 def runs_here(arguments: Sequence[str]) -> bool:
     """Whether Beam's workers share the files and folders of the process that starts them."""
-    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in arguments)
-    local = flags.get("runner", "DirectRunner") in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
-    return local or flags.get("environment_type") == "LOOPBACK"
+    local = runner(arguments) in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
+    return local or _flags(arguments).get("environment_type") == "LOOPBACK"
+
+
+def runner(arguments: Sequence[str]) -> str:
+    """The name of the runner."""
+    return _flags(arguments).get("runner", "DirectRunner")
+
+
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
+    return dict(flag.removeprefix("--").partition("=")[::2] for flag in arguments)

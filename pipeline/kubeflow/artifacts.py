@@ -4,7 +4,8 @@ The platform knows an artifact by an address in its store. An executor works on 
 - Vertex AI: where the bucket is mounted, `gs://bucket/x` → `/gcs/bucket/x`, by the platform's own convention
   (https://cloud.google.com/vertex-ai/docs/training/cloud-storage-file-system);
 - Kubeflow: on the volume that all steps share, since Beam's workers must see them too and the launcher's copies are
-  in one container alone. The address in the store stays empty then, and the artifact's metadata says where it is.
+  in one container alone. The address in the store stays empty then, and the artifact's metadata says where it is. Where
+  the volume is a bucket, mounted at `/gcs/bucket`, workers on Dataflow see the same by its address.
 """
 
 from __future__ import annotations
@@ -49,11 +50,23 @@ def local(uri: str) -> str:
     return uri
 
 
+def address(folder: str) -> str:
+    """The address of a folder where a store is mounted; any other is its own."""
+    for remote, mounted in _PREFIXES.items():
+        if folder.startswith(mounted):
+            return remote + folder.removeprefix(mounted)
+    return folder
+
+
+def place(uri: str, remote: bool) -> str:
+    """Where an executor finds an artifact: at its address where its Beam workers see no mounted folder."""
+    return address(uri) if remote else local(uri)
+
+
 def read_input(found: Any, names: dict[int, str], remote: bool) -> types.Artifact:
-    """The TFX artifact of a `RuntimeArtifact` that a step is given; `remote`: its address stays what it is."""
+    """The TFX artifact of a `RuntimeArtifact` that a step is given; `remote`: by its address."""
     artifact = tfx_utils._parse_raw_artifact(found, names)
-    folder = artifact.get_string_custom_property(FOLDER)
-    artifact.uri = folder or (artifact.uri if remote else local(artifact.uri))
+    artifact.uri = place(artifact.get_string_custom_property(FOLDER) or artifact.uri, remote)
     return artifact
 
 
@@ -63,8 +76,7 @@ def read_output(found: Any, names: dict[int, str], remote: bool, folder: str | N
     if folder is not None:
         artifact.uri = os.path.join(folder, uuid.uuid4().hex)
         artifact.set_string_custom_property(FOLDER, artifact.uri)
-    elif not remote:
-        artifact.uri = local(artifact.uri)
+    artifact.uri = place(artifact.uri, remote)
     return artifact
 
 
@@ -79,20 +91,20 @@ def to_json(artifact: types.Artifact) -> dict[str, Any]:
     titles = {path: title for title, path in compiler_utils.TITLE_TO_CLASS_PATH.items()}
     return {
         "type": titles[name_utils.get_full_name(kind)],
-        "uri": artifact.uri,
+        "uri": local(artifact.uri),
         "metadata": tfx_utils._get_json_metadata_mapping(artifact),
     }
 
 
-def from_json(text: str) -> list[types.Artifact]:
-    """The artifact that `resolve` found, or none for the empty text."""
+def from_json(text: str, remote: bool = False) -> list[types.Artifact]:
+    """The artifact that `resolve` found, or none for the empty text; `remote` as in `read_input`."""
     if not text:
         return []
     values = json.loads(text)
     found = pb.RuntimeArtifact(uri=values["uri"])
     found.type.schema_title = values["type"]
     found.metadata.update(values["metadata"])
-    return [read_input(found, {}, remote=True)]
+    return [read_input(found, {}, remote)]
 
 
 class _AnyName(dict):

@@ -86,7 +86,7 @@ def _inputs(told: Any, parameters: dict[str, str], names: dict[int, str], remote
         inputs.setdefault(member["key"] if member else key, []).extend(there)
     for name, value in parameters.items():
         if name.startswith(LOOKUP):
-            inputs[name.removeprefix(LOOKUP)] = artifacts.from_json(value)
+            inputs[name.removeprefix(LOOKUP)] = artifacts.from_json(value, remote)
     return inputs
 
 
@@ -95,7 +95,7 @@ def _execute(
 ) -> None:
     executor = import_utils.import_class_by_path(options.executor)
     task = os.path.dirname(told.outputs.output_file)
-    base = options.artifacts or (task if options.remote else artifacts.local(task))
+    base = artifacts.place(options.artifacts or task, options.remote)
     unique = uuid.uuid4().hex
     context: dict[str, Any] = {"tmp_dir": os.path.join(base, ".temporary", unique, ""), "unique_id": unique}
     if issubclass(executor, base_beam_executor.BaseBeamExecutor):

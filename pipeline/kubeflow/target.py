@@ -53,7 +53,7 @@ def compile_to(config: Config, target: Target, output: Path) -> list[str]:
     members = spans.spans_of_run(config.data, config.window)
     spec.check_nodes(graph)
     steps = nodes.steps_of(graph, members, int(config.window.last))
-    beam, remote = _beam(config, target, steps, graph.beam_pipeline_args)
+    beam, remote = _beam(config, target, root, steps, graph.beam_pipeline_args)
     placement = spec.Placement(
         name=_name(config.name),
         target=target,
@@ -145,10 +145,10 @@ def _check(config: Config, target: Target, there: dict[str, Any]) -> str:
 
 
 def _beam(
-    config: Config, target: Target, steps: list[Any], arguments: list[str]
+    config: Config, target: Target, root: str, steps: list[Any], arguments: list[str]
 ) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
     """Flags by step, and the steps whose workers see no mounted folder."""
-    from pipeline.beam import beam_arguments, runs_here
+    from pipeline.beam import beam_arguments, runner, runs_here
 
     beam: dict[str, tuple[str, ...]] = {}
     remote = set()
@@ -158,9 +158,15 @@ def _beam(
         own = config.kubeflow.of(step.id).beam_pipeline_args
         flags = tuple(arguments) if own is None else tuple(beam_arguments(BeamConfig(pipeline_args=own), 0))
         beam[step.id] = flags
-        if target == "kubeflow" or runs_here(flags):
-            continue
+        if runs_here(flags) or (target == "kubeflow" and runner(flags) != "DataflowRunner"):
+            continue  # a cluster beside Kubeflow mounts the same volume: deploy/beam/flink.yaml
         name = step_name(step.id)
+        if not root.startswith("/gcs/"):
+            raise ConfigError(
+                f"step {name}: paths.root: {root} lies on a volume that the workers of {runner(flags)} do not see; "
+                'mount a bucket as a volume, kubeflow.volumes = { "/gcs/BUCKET" = CLAIM }, and put the root there, or '
+                "take a Flink cluster (deploy/beam/flink.yaml)"
+            )
         reads_files = name == "examples" or (name == "data_gate" and config.validation.serving_logs)
         if reads_files:
             raise ConfigError(

@@ -36,8 +36,14 @@ class Run:
 class Launcher:
     """Runs a specification; remembers what its cache knows from run to run."""
 
-    def __init__(self, specification: Path, project) -> None:
+    def __init__(
+        self, specification: Path, project, store: str = STORE, tasks: tuple[Path, Path] | None = None
+    ) -> None:
+        """Args: store: where the platform says that artifacts are; tasks: the tasks' own folder, here and in there."""
+        self._store = store
+        self._here, self._there = tasks or (project.folder / "launcher", project.folder / "launcher")
         document = next(yaml.safe_load_all(specification.read_text()))
+        document = document.get("pipelineSpec", document)
         self.spec = json_format.ParseDict(document, pb.PipelineSpec())
         self.deployment = json_format.ParseDict(document["deploymentSpec"], pb.PipelineDeploymentConfig())
         self._project = project
@@ -82,7 +88,7 @@ class Launcher:
         else:
             argv = [part.replace("{{$}}", json_format.MessageToJson(told, indent=None)) for part in command]
             run.status[name], run.stderr[name] = self._process(argv, container, fresh)
-            output = Path(told.outputs.output_file)
+            output = self._here / Path(told.outputs.output_file).relative_to(self._there)
             if run.status[name] != 0:
                 return run.status[name]
             answer = json_format.Parse(output.read_text(), pb.ExecutorOutput())
@@ -108,10 +114,10 @@ class Launcher:
             producer = source.task_output_artifact
             found = run.artifacts[producer.producer_task, producer.output_artifact_key]
             told.inputs.artifacts[key].artifacts.append(found)
-        folder = self._project.folder / "launcher" / run_id / name
-        folder.mkdir(parents=True)
+        (self._here / run_id / name).mkdir(parents=True)
+        folder = self._there / run_id / name
         for key, definition in component.output_definitions.artifacts.items():
-            artifact = told.outputs.artifacts[key].artifacts.add(uri=f"{STORE}/{run_id}/{name}/{key}")
+            artifact = told.outputs.artifacts[key].artifacts.add(uri=f"{self._store}/{run_id}/{name}/{key}")
             artifact.type.CopyFrom(definition.artifact_type)
         for key in component.output_definitions.parameters:
             told.outputs.parameters[key].output_file = str(folder / key)

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,13 +23,15 @@ _spec.loader.exec_module(kubeflow_launcher)
 def compiled(project):
     """The small project's pipeline, compiled for Kubeflow; its launcher."""
 
-    def process(argv, environment):
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        whole = {**os.environ, **environment, "PATH": path, "PYTHONPATH": str(HERE.parents[1])}
-        return kubeflow_launcher.run_process(argv, whole, project.folder)
-
-    project.process = process
+    project.process = lambda argv, environment: run_process(argv, environment, project.folder)
     return compile_for(project)
+
+
+def run_process(argv: list[str], environment: dict[str, str], cwd: Path) -> tuple[int, str]:
+    """A command line as it stands, where `python` is that of the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    whole = {**os.environ, **environment, "PATH": path, "PYTHONPATH": str(HERE.parents[1])}
+    return kubeflow_launcher.run_process(argv, whole, cwd)
 
 
 def compile_for(project, *overrides: str):
@@ -44,8 +49,8 @@ def compile_for(project, *overrides: str):
 
 @pytest.fixture(scope="module")
 def first(compiled):
-    """The first run; `resolve` as a process of its own, as in a container."""
-    return compiled.run(fresh=("resolve",))
+    """The first run; one step as a process of its own, as in a container."""
+    return compiled.run(fresh=("schema",))
 
 
 def test_every_container_does_its_work_and_one_version_is_pushed(project, compiled, first) -> None:
@@ -120,3 +125,55 @@ def test_window_of_spans_is_found_when_the_pipeline_runs(project, compiled) -> N
     assert newest.folder("examples-2", "examples").exists()
     for member in newest.folder("examples", "examples").glob("Split-train/*"):
         assert member.name.startswith("span-")
+
+
+# The root folder of the machine with one more in it, in a mount namespace of the command's own.
+WITH_BUCKETS = """
+set -e
+new=$1 buckets=$2
+shift 2
+mount -t tmpfs none "$new"
+for entry in /*; do
+  if [ -L "$entry" ]; then cp -P "$entry" "$new$entry"
+  elif [ -d "$entry" ]; then mkdir "$new$entry"; mount --rbind "$entry" "$new$entry"
+  fi
+done
+mkdir "$new/gcs"
+mount --bind "$buckets" "$new/gcs"
+exec chroot "$new" env -C /gcs "$@"
+"""
+
+
+@pytest.fixture
+def vertex(project, tmp_path: Path):
+    """The small project's pipeline, compiled for Vertex AI; a bucket is mounted under /gcs, as there."""
+    buckets, new = tmp_path / "gcs", tmp_path / "new"
+    for folder in (buckets / "bucket", new):
+        folder.mkdir(parents=True)
+    shutil.copytree(project.folder / "rows", buckets / "bucket" / "rows", ignore=shutil.ignore_patterns("span-*"))
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", WITH_BUCKETS, "sh", str(new), str(buckets)]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("a folder /gcs of a process's own needs user namespaces")
+    output = tmp_path / "pipeline.json"
+    there = "kubeflow.set=['paths.root=/gcs/bucket/root', 'data.input=/gcs/bucket/rows']"
+    argv = project.command("compile", overrides=("kubeflow.bucket=gs://bucket/runs", there))
+    project.start([*argv, "--target", "vertex", "--output", str(output)])
+    done = project.wait()
+    assert done.status == 0, done.stderr
+    machine = SimpleNamespace(
+        folder=tmp_path, process=lambda argv, environment: run_process([*alone, *argv], environment, tmp_path)
+    )
+    tasks = (buckets / "bucket" / "tasks", Path("/gcs/bucket/tasks"))
+    return kubeflow_launcher.Launcher(output, machine, "gs://bucket/runs", tasks), buckets
+
+
+def test_command_lines_for_vertex_run_as_they_stand_on_a_mounted_bucket(vertex) -> None:
+    launcher, buckets = vertex
+    run = launcher.run(until="examples", fresh=("resolve", "examples"))
+    assert run.status == {"resolve": 0, "examples": 0}, run.stderr
+    artifact = run.artifacts["examples", "examples"]
+    assert artifact.uri.startswith("gs://bucket/runs/")
+    folder = buckets / artifact.uri.removeprefix("gs://")
+    report = json.loads((folder / "ingest_report.json").read_text())
+    assert (report["splits"]["train"]["rows"], report["splits"]["test"]["rows"]) == (600, 150)
+    assert sorted(path.name for path in folder.glob("Split-*")) == ["Split-eval", "Split-test", "Split-train"]

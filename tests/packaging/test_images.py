@@ -72,6 +72,29 @@ def test_every_base_image_is_pinned(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_every_base_image_can_be_given_by_digest(dockerfile: Path) -> None:
+    names, found = set(stages(dockerfile)), instructions(dockerfile)
+    before = [word for word, _ in found[: [word for word, _ in found].index("FROM")]]
+    bases = {rest.partition(" AS ")[0] for word, rest in found if word == "FROM"} - names
+    assert len(before) == len(bases)
+    assert all(re.fullmatch(r"\$\{[A-Z_]+\}", base) for base in bases), bases
+    assert set(re.findall(r"--from=(\S+)", dockerfile.read_text())) <= names
+
+
+@pytest.mark.parametrize("folder", ["beam", "schedule", "serving"])
+def test_every_image_of_a_cluster_can_be_given_by_digest(folder: str) -> None:
+    """By the kustomization, which says the same tags as the manifests."""
+    (kustomization,) = documents(DEPLOY / folder / "kustomization.yaml")
+    used = {
+        container["image"]
+        for name in kustomization["resources"]
+        for pod in pods(DEPLOY / folder / name)
+        for container in pod["containers"]
+    }
+    assert used == {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_no_image_runs_as_root(dockerfile: Path) -> None:
     found = stages(dockerfile)
     final = list(found)[-1]

@@ -198,6 +198,38 @@ def test_vertex_takes_a_job_with_mounted_buckets_and_dataflow(minimal: Path) -> 
     assert "--runner=FnApiRunner" in deployment.executors["exec-examples"].container.args
 
 
+FLINK = ("--runner=FlinkRunner", "--flink_master=flink:8081", "--environment_type=EXTERNAL", "--parallelism=4")
+DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=europe-west4", "--temp_location=gs://bucket/tmp")
+BUCKET = (
+    "kubeflow.volumes={'/gcs/bucket'='claim'}",
+    "kubeflow.set=['paths.root=/gcs/bucket/root', 'data.input=/gcs/bucket/rows']",
+    "kubeflow.steps.examples.beam_pipeline_args=['--runner=FnApiRunner']",
+)
+ON_BEAM = ("examples", "statistics", "data-gate", "transform", "evaluator")
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "more", "by_address"),
+    [
+        ("kubeflow", FLINK, (), False),  # its workers mount the same volume
+        ("kubeflow", DATAFLOW, BUCKET, True),
+        ("vertex", FLINK, BUCKET, True),
+        ("vertex", DATAFLOW, BUCKET, True),
+    ],
+)
+def test_beam_runs_where_it_is_told(minimal: Path, target: str, flags: tuple, more: tuple, by_address: bool) -> None:
+    given = f"beam.pipeline_args={json.dumps(flags)}"
+    _, deployment = parts(compiled(minimal, target, ".yaml", *more, given)[0])
+    for name in TASKS:
+        args = list(deployment.executors[f"exec-{name}"].container.args)
+        elsewhere = name in ON_BEAM and not (more and name == "examples")
+        told = tuple(args[args.index("--") + 1 :]) if "--" in args else ()
+        assert told == (flags if elsewhere else ("--runner=FnApiRunner",) if name in ON_BEAM else ())
+        assert ("--remote" in args) == (elsewhere and by_address)
+        root = "/gcs/bucket/root" if more else "/mnt/root"
+        assert (f"{root}/artifacts" in args) == (target == "kubeflow" and name != "resolve")
+
+
 def test_configuration_in_the_specification_is_the_one_that_was_compiled(minimal: Path, kubeflow) -> None:
     spec, _, _ = kubeflow
     values = json.loads(spec.root.input_definitions.parameters["config"].default_value.string_value)
@@ -237,6 +269,14 @@ def test_ingest_on_workers_that_do_not_see_its_files_is_refused(minimal: Path) -
             minimal, "vertex", ".yaml", "beam.pipeline_args=['--runner=DataflowRunner', '--project=p']",
             "kubeflow.set=['paths.root=/gcs/b/root', 'data.input=/gcs/b/rows']",
         )  # fmt: skip
+
+
+def test_dataflow_is_refused_where_its_workers_do_not_see_the_volume(minimal: Path) -> None:
+    here = "kubeflow.steps.examples.beam_pipeline_args=['--runner=FnApiRunner']"
+    with pytest.raises(
+        ConfigError, match=r"step statistics: paths\.root: /mnt/root lies on a volume that the workers of"
+    ):
+        compiled(minimal, "kubeflow", ".yaml", here, f"beam.pipeline_args={json.dumps(DATAFLOW)}")
 
 
 def test_window_of_all_spans_is_refused_for_it_has_no_fixed_steps(minimal: Path) -> None:
@@ -313,3 +353,38 @@ def test_addresses_and_mounted_folders_are_the_platforms() -> None:
     assert artifacts.local("s3://bucket/a") == "/s3/bucket/a"
     assert artifacts.local("minio://bucket/a") == "/minio/bucket/a"
     assert artifacts.local("/mnt/a") == "/mnt/a"
+    for uri in ("gs://bucket/a/b", "s3://bucket/a", "minio://bucket/a", "/mnt/a"):
+        assert artifacts.address(artifacts.local(uri)) == uri
+
+
+def artifact_at(uri: str) -> pb.RuntimeArtifact:
+    found = pb.RuntimeArtifact(uri=uri)
+    found.type.schema_title = "tfx.Schema"
+    return found
+
+
+def test_artifact_is_at_its_address_for_workers_that_see_no_folder_and_in_its_folder_for_all_others() -> None:
+    from pipeline.kubeflow import artifacts
+
+    for remote, vertex, kubeflow in (
+        (False, "/gcs/bucket/runs/s", "/gcs/bucket/root/artifacts/schema/schema/"),
+        (True, "gs://bucket/runs/s", "gs://bucket/root/artifacts/schema/schema/"),
+    ):
+        told = artifact_at("gs://bucket/runs/s")
+        assert artifacts.read_output(told, {}, remote, None).uri == vertex
+        assert artifacts.read_input(told, {}, remote).uri == vertex
+        made = artifacts.read_output(told, {}, remote, "/gcs/bucket/root/artifacts/schema/schema")
+        assert made.uri.startswith(kubeflow)
+        told.CopyFrom(artifacts.write_output(made, "minio://store/s"))
+        told.type.schema_title = "tfx.Schema"
+        for reader, place in ((False, artifacts.local(made.uri)), (True, artifacts.address(made.uri))):
+            assert artifacts.read_input(told, {}, reader).uri == place
+        stored = artifacts.to_json(made)
+        assert stored["uri"] == artifacts.local(made.uri), "`resolve`, which looks whether it is there, sees folders"
+        assert artifacts.from_json(json.dumps(stored), remote)[0].uri == made.uri
+
+
+def test_image_may_be_named_by_digest(minimal: Path) -> None:
+    image = f"registry.example/pipeline@sha256:{'0' * 64}"
+    _, deployment = parts(compiled(minimal, "kubeflow", ".yaml", f"kubeflow.image='{image}'")[0])
+    assert {executor.container.image for executor in deployment.executors.values()} == {image}
