@@ -31,7 +31,7 @@ from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
 from tfx.orchestration.portable.mlmd import execution_lib
 
-from components.config import LocalConfig
+from components.config import LocalConfig, step_name
 from components.errors import PipelineError
 
 Event = Literal["started", "done", "cached", "again", "failed"]
@@ -103,26 +103,36 @@ def run(
     """
     ir, deployment, connection = compile_run(pipeline, run_id or datetime.datetime.now(datetime.UTC).isoformat())
     if from_step or to_step:
-        partial_run_utils.mark_pipeline(
-            ir,
-            from_nodes=[from_step] if from_step else None,
-            to_nodes=[to_step] if to_step else None,
-        )
+        _mark_part(ir, connection, from_step, to_step)
     result = Result()
     for node in ir.nodes:
         if node.pipeline_node.execution_options.HasField("skip"):
             continue
-        if node.pipeline_node.execution_options.run.perform_snapshot:
-            with explained(step_id(node)), metadata.Metadata(connection) as handle:
-                try:
-                    partial_run_utils.snapshot(handle, ir)
-                except LookupError as error:
-                    raise PipelineError(
-                        f"--from {from_step}: no earlier run in this root did the steps before it; leave --from out"
-                    ) from error
         with log(step_id(node)) if log is not None and not is_resolver(node) else nullcontext():
             _launch_again(ir, deployment, connection, node, listener, result, tries or LocalConfig())
     return result
+
+
+def _mark_part(ir: Any, connection: Any, from_step: str | None, to_step: str | None) -> None:
+    """Marks which nodes run, and takes what the others did from the last run.
+
+    The ingests of a window's spans are part of the step `examples`. What a step looks up, such as the live model, is
+    looked up anew: it may be another than the last run's.
+    """
+    first = [step_id(node) for node in ir.nodes if from_step and step_name(step_id(node)) == from_step]
+    partial_run_utils.mark_pipeline(ir, from_nodes=first or None, to_nodes=[to_step] if to_step else None)
+    options = {step_id(node): node.pipeline_node.execution_options for node in ir.nodes}
+    running = {step for step, option in options.items() if option.HasField("run")}
+    for node in ir.nodes:
+        if is_resolver(node) and running & set(node.pipeline_node.downstream_nodes):
+            options[step_id(node)].run.SetInParent()  # no longer `skip`
+    with explained(from_step or str(to_step)), metadata.Metadata(connection) as handle:
+        try:
+            partial_run_utils.snapshot(handle, ir)
+        except LookupError as error:
+            raise PipelineError(
+                f"--from {from_step}: no earlier run in this root did the steps before it; leave --from out"
+            ) from error
 
 
 def _launch_again(

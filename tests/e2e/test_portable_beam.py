@@ -1,4 +1,5 @@
-"""The whole pipeline through a portable job server, as on Flink or Spark: the same artifacts as in this process."""
+"""The whole pipeline by Beam in many processes, and through a portable job server as on Flink or Spark: the same
+artifacts as in this process."""
 
 import gzip
 import hashlib
@@ -59,10 +60,19 @@ def run(project, name: str, *overrides: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def runs(project, job_server: str) -> tuple[dict, dict]:
-    """The same run in this process, and by the job server, whose workers call back to this process."""
-    flags = ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
-    return run(project, "direct"), run(project, "portable", f"beam.pipeline_args={json.dumps(flags)}")
+def direct(project) -> dict:
+    """The run in this process."""
+    return run(project, "direct")
+
+
+@pytest.fixture(scope="module", params=["processes", "portable"])
+def elsewhere(request: pytest.FixtureRequest, project) -> dict:
+    """The same run in many processes; and by the job server, whose workers call back to this process."""
+    if request.param == "processes":
+        return run(project, "processes", "beam.mode=multi_processing", "beam.workers=2")
+    server = request.getfixturevalue("job_server")
+    flags = ["--runner=PortableRunner", f"--job_endpoint={server}", "--environment_type=LOOPBACK"]
+    return run(project, "portable", f"beam.pipeline_args={json.dumps(flags)}")
 
 
 def records(folder: Path) -> dict[str, list[str]]:
@@ -85,33 +95,33 @@ def records(folder: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("artifact", "rows"), [(("examples", "examples"), 600), (("transform", "transformed_examples"), 600)]
 )
-def test_examples_are_the_same(runs, artifact: tuple[str, str], rows: int) -> None:
-    direct, portable = (records(run["artifacts"][artifact]) for run in runs)
-    assert len(direct["Split-train"]) == rows
-    assert direct == portable
+def test_examples_are_the_same(direct: dict, elsewhere: dict, artifact: tuple[str, str], rows: int) -> None:
+    one, other = (records(run["artifacts"][artifact]) for run in (direct, elsewhere))
+    assert len(one["Split-train"]) == rows
+    assert one == other
 
 
-def test_statistics_and_schema_are_the_same(runs) -> None:
+def test_statistics_and_schema_are_the_same(direct: dict, elsewhere: dict) -> None:
     for split in ("train", "eval", "test"):
-        direct, portable = (
+        one, other = (
             statistics_pb2.DatasetFeatureStatisticsList.FromString(
                 (run["artifacts"]["statistics", "statistics"] / f"Split-{split}" / "FeatureStats.pb").read_bytes()
             )
-            for run in runs
+            for run in (direct, elsewhere)
         )
-        for found in (direct, portable):
+        for found in (one, other):
             found.datasets[0].features.sort(key=lambda feature: feature.path.step[0])
-        assert len(direct.datasets[0].features) > 3
-        assert direct == portable
-    one, other = (run["artifacts"]["schema", "schema"] / "schema.pbtxt" for run in runs)
-    assert one.read_text() == other.read_text()
+        assert len(one.datasets[0].features) > 3
+        assert one == other
+    schemas = [(run["artifacts"]["schema", "schema"] / "schema.pbtxt").read_text() for run in (direct, elsewhere)]
+    assert schemas[0] == schemas[1]
 
 
-def test_model_metrics_and_gates_are_the_same(runs) -> None:
-    direct, portable = (run["record"] for run in runs)
-    assert direct["data"]["splits"] == portable["data"]["splits"]
-    for name, metric in direct["metrics"].items():
+def test_model_metrics_and_gates_are_the_same(direct: dict, elsewhere: dict) -> None:
+    one, other = direct["record"], elsewhere["record"]
+    assert one["data"]["splits"] == other["data"]["splits"]
+    for name, metric in one["metrics"].items():
         if isinstance(metric, dict) and metric.get("value") is not None:
-            assert portable["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-6), name
-    assert [gate["passed"] for gate in direct["gates"]] == [gate["passed"] for gate in portable["gates"]]
-    assert direct["baseline"] == portable["baseline"]
+            assert other["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-6), name
+    assert [gate["passed"] for gate in one["gates"]] == [gate["passed"] for gate in other["gates"]]
+    assert one["baseline"] == other["baseline"]

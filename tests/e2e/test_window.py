@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,34 @@ def test_second_span_goes_on_from_the_live_model_and_the_gates_hold_on_the_first
     assert [gate["gate"] for gate in refused.json["gates"] if not gate["passed"]] == [
         f"accuracy >= blessed + 0.9{where}" for where in ("", " on the old spans", " on span 1")
     ]
+
+
+def part(project, *options: str, until: int = 2, overrides: tuple[str, ...] = ()):
+    return project.run(*OVERRIDES, f"window.until={until}", *overrides, options=("--json", *options))
+
+
+def test_part_of_the_graph_runs_on_a_window(project) -> None:
+    before, seed = project.versions, ("training.seed=7",)
+    data = part(project, "--to", "transform", overrides=seed)
+    assert (data.status, data.json["status"]) == (0, "partial"), data.stderr
+    assert [entry["span"] for entry in data.json["data"]["spans"]] == [1, 2]
+    assert project.versions == before
+    rest = part(project, "--from", "trainer", overrides=seed)
+    assert (rest.status, rest.json["status"]) == (0, "pushed"), rest.stderr
+    assert set(rest.json["seconds"]) - {"import", "total"} == {"trainer", "evaluator", "serving_check", "push"}
+    assert project.versions == [*before, rest.json["version"]]
+    assert [gate["gate"] for gate in rest.json["gates"] if gate["gate"].endswith(" on span 1")]
+    again = part(project, "--from", "evaluator", "--to", "evaluator", overrides=seed)
+    (gate,) = [gate for gate in again.json["gates"] if gate["gate"] == "macro_f1 >= blessed - 0.5"]
+    assert gate["reference"] == gate["value"], "compared with the version that is live now: itself"
+
+
+def test_window_that_has_moved_on_is_ingested_by_the_first_step_and_by_no_later_one(project) -> None:
+    shutil.copytree(project.folder / "rows" / "span-1", project.folder / "rows" / "span-3")
+    late = part(project, "--from", "statistics", until=3)
+    assert late.status == 1
+    assert "--from statistics: no earlier run in this root did the steps before it" in late.stderr
+    moved = part(project, "--from", "examples", "--to", "statistics", until=3)
+    assert (moved.status, moved.json["status"]) == (0, "partial"), moved.stderr
+    assert [entry["span"] for entry in moved.json["data"]["spans"]] == [2, 3]
+    assert {"examples_3", "examples", "statistics"} <= set(moved.json["seconds"])
