@@ -98,6 +98,7 @@ class Observed:
       spans: what is on disk, in any order, each in its newest version.
       handled: every trigger that was ever recorded.
       refused: those triggers of spans whose data was refused: left out of every window until they are corrected.
+      suspects: triggers of new spans that a run was refused for as a whole; each is run on again without the others.
       newest_handled: the greatest number of a span that a run was started on, or that was there before.
       measurements: the latest.
       live: the live version of the model.
@@ -110,6 +111,7 @@ class Observed:
     spans: tuple[Span, ...] = ()
     handled: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+    suspects: frozenset[str] = frozenset()
     newest_handled: int | None = None
     measurements: tuple[Measurement, ...] = ()
     live: int | None = None
@@ -137,7 +139,7 @@ class Decision:
       findings: every rule with what it came to.
       triggers: what the run answers; recorded before it starts.
       newest: the span that the window ends with; None for data without spans.
-      exclude: spans left out of the window because their data was refused.
+      exclude: spans left out of the window because their data was refused, or another suspect is tried first.
       skipped: triggers of spans that no run will see, with the reason; recorded too.
       resume: the open run to go on with.
       check_at: when the answer may change without anything new to see.
@@ -160,6 +162,7 @@ class _Sorted:
 
     usable: list[Span] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)  # new, and left out until a suspect has been tried
     outside: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     settles_at: dt.datetime | None = None
@@ -185,6 +188,7 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
     if observed.open_run is not None:
         return _go_on(now, schedule, observed.open_run)
     spans = _sort(now, schedule, window, observed)
+    _hold_all_but_one_suspect(window, observed, spans)
     plan = _plan_new(schedule, window, observed, spans) if schedule.on_new_span else _Plan()
     rules = [
         _cron(now, schedule, observed),
@@ -196,7 +200,8 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
     if firing and not plan.covered:
         plan = _plan_newest(window, observed, spans)
     decision = Decision(
-        False, "", findings, newest=plan.newest, exclude=tuple(spans.refused), skipped=(*spans.outside, *plan.skipped),
+        False, "", findings, newest=plan.newest, exclude=tuple(sorted([*spans.refused, *spans.held])),
+        skipped=(*spans.outside, *plan.skipped),
         check_at=_earliest([_next_cron(now, schedule, observed), spans.settles_at]),
     )  # fmt: skip
     if not firing:
@@ -212,6 +217,11 @@ def decide(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obs
         return replace(decision, reason=f"held by {text} (due: {due})", findings=held, check_at=until)
     triggers = [trigger for _, trigger in firing if trigger] + [span.trigger for span in plan.covered]
     return replace(decision, run=True, reason=due, triggers=tuple(dict.fromkeys(triggers)), check_at=None)
+
+
+def is_enough(window: WindowConfig, members: int) -> bool:
+    """Whether a window of so many spans has something to learn from and something to evaluate on."""
+    return members > window.evaluate_newest
 
 
 def _go_on(now: dt.datetime, schedule: ScheduleConfig, run: OpenRun) -> Decision:
@@ -259,6 +269,15 @@ def _sort(now: dt.datetime, schedule: ScheduleConfig, window: WindowConfig, obse
     return found
 
 
+def _hold_all_but_one_suspect(window: WindowConfig, observed: Observed, spans: _Sorted) -> None:
+    """A run was refused for the data of its window as a whole: which of its new spans is to blame shows one by one."""
+    suspects = [span for span in spans.usable if span.trigger in observed.suspects]
+    rest = [span for span in spans.usable if span.trigger in observed.handled or span in suspects[:1]]
+    if suspects and is_enough(window, len(rest)):
+        spans.held = [span.number for span in spans.usable if span not in rest]
+        spans.usable = rest
+
+
 def _plan_new(schedule: ScheduleConfig, window: WindowConfig, observed: Observed, spans: _Sorted) -> _Plan:
     """The next new span, or late and corrected ones in the window that ends with the newest that was handled."""
     handled = observed.newest_handled
@@ -267,7 +286,7 @@ def _plan_new(schedule: ScheduleConfig, window: WindowConfig, observed: Observed
         for place, span in enumerate(spans.usable)
         if span.trigger not in observed.handled
         and (handled is None or span.number > handled)
-        and _is_enough(window, place + 1 if window.last == "all" else min(place + 1, window.last))
+        and is_enough(window, place + 1 if window.last == "all" else min(place + 1, window.last))
     ]
     if new:
         newest = new[0] if schedule.backlog == "each" else new[-1]
@@ -287,7 +306,7 @@ def _plan_newest(window: WindowConfig, observed: Observed, spans: _Sorted) -> _P
 
 def _plan_ending(newest: int, window: WindowConfig, observed: Observed, spans: _Sorted) -> _Plan:
     members = set(window_members(window, (span.number for span in spans.usable), newest))
-    if not _is_enough(window, len(members)):
+    if not is_enough(window, len(members)):
         return _Plan()
     pending = [s for s in spans.usable if s.trigger not in observed.handled and s.number <= newest]
     skipped = [
@@ -302,12 +321,11 @@ def _left_out(window: WindowConfig, spans: _Sorted, plan: _Plan) -> list[str]:
     """Says which spans the window lacks because their data was refused; empty where it lacks none."""
     reached = window_members(window, [*(span.number for span in spans.usable), *spans.refused], plan.newest)
     refused = [str(number) for number in sorted(set(spans.refused).intersection(reached))]
-    return [f"without span {', '.join(refused)}, whose data was refused"] if refused else []
-
-
-def _is_enough(window: WindowConfig, members: int) -> bool:
-    """Whether a window of so many spans has something to learn from and something to evaluate on."""
-    return members > window.evaluate_newest
+    said = [f"without span {', '.join(refused)}, whose data was refused"] if refused else []
+    if spans.held:
+        waiting = ", ".join(map(str, spans.held[:3])) + (" and more" if len(spans.held) > 3 else "")
+        said.append(f"without span {waiting}, until it is known whose data was refused")
+    return said
 
 
 def _cron(now: dt.datetime, schedule: ScheduleConfig, observed: Observed) -> tuple[Finding, str | None]:

@@ -22,11 +22,11 @@ from components.errors import BusyError, PipelineError
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes
 from pipeline.retraining import launch, observe, results
-from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, retry_pause, span_of
+from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, is_enough, retry_pause, span_of
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
 from pipeline.retraining.watch import NotRolledBack
-from pipeline.spans import has_spans
+from pipeline.spans import has_spans, is_eligible
 
 _log = logging.getLogger(__name__)
 _LOCK = "schedule.lock"
@@ -201,28 +201,35 @@ class Scheduler:
         return self._close(state, run, "pushed", summary)
 
     def _close(self, state: State, run: Run, status: str, summary: dict[str, Any]) -> Run:
-        refused, released = self._refused(state, run, summary)
+        refused, released, suspects = self._refused(state, run, summary)
         body = results.body(self._config.name, self._config.root, run, status, summary, self._clock())
         events = [(event, {**body, "event": event}) for event in results.events(status)]
-        state.settle(run, status, self._clock(), summary, events, refused, released)
+        state.settle(run, status, self._clock(), summary, events, refused, released, suspects)
         if self._after_run is not None:
             self._after_run()
         return state.get(run.id)
 
-    def _refused(self, state: State, run: Run, result: dict[str, Any]) -> tuple[list[str], list[str]]:
-        """The triggers of spans whose data was refused, and those of the run that are to be answered without them."""
+    def _refused(self, state: State, run: Run, result: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
+        """The triggers of spans whose data was refused; those of the run that are to be answered without them; and of
+        the latter the spans one of which is to blame, where the step that refused the data saw the window as a whole.
+        """
         if not results.is_refused_data(result):
-            return [], []
+            return [], [], []
         spans = {item: span_of(item) for item in run.triggers if item.startswith("span:")}
         number = results.refused_span(result)
+        earlier = state.handled() - spans.keys()
+        known = [span for span in self._find(self._clock()) if span.trigger in earlier]
         if number is None:
-            return list(spans), []
-        refused = [item for item in spans if spans[item] == number]
-        if not refused:  # an earlier run has seen it; if it was corrected meanwhile, that is a trigger of its own
-            known = state.handled()
-            there = self._find(self._clock())
-            refused = [span.trigger for span in there if span.number == number and span.trigger in known]
-        return refused, [item for item in run.triggers if item not in refused] if refused else []
+            refused = list(spans)
+            window, before = self._config.window, state.refused()
+            usable = [span for span in known if is_eligible(window, span.number) and span.trigger not in before]
+            if len(spans) > 1 and is_enough(window, len(usable) + 1):
+                return [], list(run.triggers), refused
+        else:
+            refused = [item for item in spans if spans[item] == number]
+            if not refused:  # an earlier run has seen it; if it was corrected meanwhile, that is a trigger of its own
+                refused = [span.trigger for span in known if span.number == number]
+        return refused, [item for item in run.triggers if item not in refused] if refused else [], []
 
     def _find(self, now: dt.datetime, save: bool = False) -> tuple[Span, ...]:
         hashes = FileHashes(self._config.root / "file_hashes.json")
@@ -255,6 +262,7 @@ class Scheduler:
             spans=spans,
             handled=state.handled(),
             refused=state.refused(),
+            suspects=state.suspects(),
             newest_handled=state.newest_handled(),
             measurements=state.measurements(),
             live=observe.live_version(self._config.serving_dir)[0],

@@ -128,14 +128,19 @@ class State:
                 self._set("cron_since", _text(now))
 
     def handled(self) -> frozenset[str]:
-        """Every trigger that was ever recorded."""
+        """Every trigger that was ever recorded and is not to be answered anew."""
         with self._explained():
-            return frozenset(row[0] for row in self._db.execute("SELECT id FROM triggers"))
+            return frozenset(row[0] for row in self._db.execute("SELECT id FROM triggers WHERE note IS NOT 'suspect'"))
 
     def refused(self) -> frozenset[str]:
         """The triggers of spans whose data was refused."""
         with self._explained():
             return frozenset(row[0] for row in self._db.execute("SELECT id FROM triggers WHERE note = 'refused data'"))
+
+    def suspects(self) -> frozenset[str]:
+        """The triggers of spans one of which is to blame for data that was refused as a whole."""
+        with self._explained():
+            return frozenset(row[0] for row in self._db.execute("SELECT id FROM triggers WHERE note = 'suspect'"))
 
     def newest_handled(self) -> int | None:
         """The greatest number of a span that a run was started on, or that was there before."""
@@ -245,12 +250,14 @@ class State:
     def settle(
         self, run: Run, status: str, now: dt.datetime, result: dict[str, Any],
         events: Sequence[tuple[str, dict[str, Any]]] = (), refused: Sequence[str] = (), released: Sequence[str] = (),
+        suspects: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """The run has ended; its notifications are queued in the same transaction, so that none is lost or doubled.
 
         Args:
           refused: the triggers of spans whose data was refused; not always its own.
           released: the triggers among its own that another run is to answer.
+          suspects: those of them that runs of their own are to answer.
         """
         with self._transaction():
             self._db.execute(
@@ -262,6 +269,8 @@ class State:
             )
             for trigger in released:
                 self._release(trigger, run)
+            for trigger in suspects:
+                self._trigger(trigger, now, None, "suspect")
             self._queue(events, now)
 
     def readmit(self, span: int) -> bool:
@@ -317,8 +326,9 @@ class State:
         """The latest triggers that no run answers, newest first."""
         with self._explained():
             rows = self._db.execute(
-                "SELECT id, at, note FROM triggers WHERE run IS NULL ORDER BY at DESC, id LIMIT ?", (limit,)
-            )
+                "SELECT id, at, note FROM triggers WHERE run IS NULL AND note != 'suspect' "
+                "ORDER BY at DESC, id LIMIT ?", (limit,),
+            )  # fmt: skip
             return [{"trigger": row["id"], "at": row["at"], "reason": row["note"]} for row in rows]
 
     # === Notifications ===
@@ -363,6 +373,7 @@ class State:
             self._trigger(trigger, now, None, reason)
 
     def _trigger(self, trigger: str, now: dt.datetime, run: int | None, note: str | None, position: int = 0) -> None:
+        self._db.execute("DELETE FROM triggers WHERE id = ? AND note = 'suspect'", (trigger,))
         self._db.execute("INSERT INTO triggers VALUES (?, ?, ?, ?, ?)", (trigger, _text(now), run, position, note))
 
     def _release(self, trigger: str, run: Run) -> None:

@@ -114,6 +114,11 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
         ("data.splits={all='*.csv', train='x'}", "'all' (split by hash) cannot stand beside splits by file"),
         ("data.splits={train='train.csv'}", "give 'train' and 'eval'"),
         ("data.splits.train='/x/*.csv'", "must be a glob inside data.input"),
+        ("data.splits.train='{SPAM}.csv'", "splits: {SPAM}: the fields are {SPAN} and {VERSION}."),
+        (
+            "data.splits.train='{YYYY}-{MM}-{DD}/train.csv'",
+            "{DD}, {MM}, {YYYY}: the fields are {SPAN} and {VERSION}. A day is the span that is numbered YYYYMMDD",
+        ),
         ("tokenizer.max_length=9999", "is more than the encoder's max_position_embeddings, 512"),
         ("data.neighbours=true", "name the column that holds the document in columns.id"),
         ("data.columns.labels='x'", "data.columns.labels: a binary task reads data.columns.label"),

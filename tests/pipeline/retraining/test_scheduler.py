@@ -105,8 +105,8 @@ def test_refused_span_is_left_out_of_later_windows_until_it_is_corrected(make_pr
     assert windows(project) == ["[0]", "[0, 1]", "[0, 2]", "[0, 1, 2]"]
 
 
-def refuses(project, span: int):
-    """A run whose ingest refuses one span, as long as the span is in its window."""
+def refuses(project, span: int, step: str | None = None):
+    """A run whose ingest, or another step, refuses one span as long as it is in the window."""
 
     def fault(request):
         window = project.config.window.model_copy(update={"until": request.newest, "exclude": request.exclude})
@@ -115,7 +115,7 @@ def refuses(project, span: int):
                 "status": "failed",
                 "error": f"span-{span}: bad",
                 "error_kind": "DataError",
-                "step": f"examples_{span}",
+                "step": step or f"examples_{span}",
             }
         return None
 
@@ -156,6 +156,72 @@ def test_new_spans_beside_a_refused_one_are_not_blamed(make_project) -> None:
     assert (good.status, good.exclude, good.triggers[0]) == ("pushed", (1,), due)
     assert [item.split(".")[0] for item in good.triggers[1:]] == ["span:2"]
     assert scheduler.look().run is None
+
+
+def test_new_spans_that_were_refused_together_are_tried_one_by_one(make_project) -> None:
+    project = make_project("window.last=5", "schedule.backlog=newest", "schedule.cron=0 4 * * *")
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 2, "data_gate"))
+    for span in (1, 2, 3):
+        project.add_span(span)
+    project.pass_time(hours=2)
+    runs = [scheduler.look().run for _ in range(2)]
+    project.add_span(4)
+    runs += [scheduler.look().run for _ in range(3)]
+    assert [(run.newest, run.exclude, run.status) for run in runs] == [
+        (3, (), "refused"), (1, (2, 3), "pushed"), (2, (3, 4), "refused"), (3, (2, 4), "pushed"), (4, (2,), "pushed"),
+    ]  # fmt: skip
+    assert runs[1].triggers[0] == "cron:2026-11-01T04:00:00+00:00", "the other triggers are answered all the same"
+    assert runs[1].reason.endswith("without span 2, 3, until it is known whose data was refused")
+    assert runs[2].reason == "span 2 version 1 is new; without span 3, 4, until it is known whose data was refused"
+    assert scheduler.look().run is None
+    assert windows(project) == ["[0]", "[0, 1, 2, 3]", "[0, 1]", "[0, 1, 2]", "[0, 1, 3]", "[0, 1, 3, 4]"]
+    state = State(project.root)
+    assert {item.partition(".")[0] for item in state.refused()} == {"span:2"}
+    assert (state.suspects(), state.skips()) == (frozenset(), [])
+    state.close()
+
+
+def test_late_spans_that_were_refused_together_are_tried_one_by_one(make_project) -> None:
+    project = make_project("window.last=3")
+    project.add_span(5)
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 4, "data_gate"))
+    for span in (3, 4):
+        project.add_span(span)
+    runs = [scheduler.look().run for _ in range(3)]
+    assert scheduler.look().run is None
+    assert [(run.newest, run.exclude, run.status) for run in runs] == [
+        (5, (), "refused"), (5, (4,), "pushed"), (5, (), "refused"),
+    ]  # fmt: skip
+    assert windows(project)[1:] == ["[3, 4, 5]", "[0, 3, 5]", "[3, 4, 5]"]
+
+
+def test_suspect_that_is_corrected_waits_for_the_other_and_is_new(make_project) -> None:
+    project = make_project("window.last=3", "schedule.backlog=newest")
+    scheduler = project.scheduler()
+    scheduler.look()
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 2, "data_gate"))
+    for span in (1, 2):
+        project.add_span(span)
+    scheduler.look()
+    project.add_span(1, version=2)
+    project.run.faults = {}
+    assert [scheduler.look().run.exclude for _ in range(2)] == [(1,), ()]
+    assert scheduler.look().run is None
+    assert windows(project)[1:] == ["[0, 1, 2]", "[0, 2]", "[0, 1, 2]"]
+
+
+def test_spans_none_of_which_is_a_window_alone_are_refused_together(make_project) -> None:
+    project = make_project("window.last=2", "window.evaluate_newest=true", "schedule.first_span=0")
+    project.add_span(1)
+    project.run.faults = dict.fromkeys(range(9), refuses(project, 1, "data_gate"))
+    scheduler = project.scheduler()
+    assert scheduler.look().run.status == "refused"
+    assert scheduler.look().run is None
+    assert windows(project) == ["[0, 1]"]
 
 
 def test_released_span_that_ended_the_window_is_run_before_those_after_it(make_project) -> None:
