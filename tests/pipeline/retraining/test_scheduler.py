@@ -1,11 +1,16 @@
 """Looks, one after the other, on a real state and a run that takes milliseconds."""
 
+import contextlib
 import datetime as dt
 import json
+import os
+import re
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -427,8 +432,6 @@ def test_run_whose_schedule_was_killed_is_waited_for_and_its_record_taken(projec
         pass
 
     def start_and_die(request, stop, lock):
-        import subprocess
-
         subprocess.Popen([sys.executable, "-c", code, str(project.root), request.key, str(go)], pass_fds=(lock,))
         raise KilledSchedule
 
@@ -570,3 +573,84 @@ def test_decisions_and_skips_are_kept_for_explain(make_project) -> None:
     assert [entry["run"] for entry in state.decisions()] == [False, True, True]
     state.close()
     assert json.dumps(project.scheduler().explain().findings[1].text) == '"nothing new after span 5"'
+
+
+class SmallDisk:
+    """A file system of its own under the pipeline root, which can be filled and cleared."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._filler = root, root / "filler"
+
+    def fill(self, free: int = 0) -> None:
+        """Leaves `free` pages of 4096 bytes."""
+        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
+            while file.write(b"0" * 4096) == 4096:
+                pass
+        os.truncate(self._filler, max(self._filler.stat().st_size - 4096 * free, 0))
+
+    def clear(self) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    root = tmp_path / "root"
+    root.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs the rights of root")
+    yield SmallDisk(root)
+    subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+FULL = r"(the disk is full; free some space, nothing is lost|cannot be written \(No space left on device\))"
+
+
+def test_disk_that_is_full_when_a_run_has_ended_loses_nothing_of_it(project, small_disk: SmallDisk) -> None:
+    def run_and_fill(request, stop, lock):
+        record = project.run(request, stop, lock)
+        small_disk.fill()
+        return record
+
+    with pytest.raises(PipelineError, match=rf"schedule\.sqlite: {FULL}"):
+        project.scheduler(start=run_and_fill).look()
+    with pytest.raises(PipelineError, match=FULL):
+        project.scheduler().look()
+    small_disk.clear()
+    assert statuses(project) == ["started"]
+    run = project.scheduler().look().run
+    assert (run.status, run.attempts) == ("pushed", 1)
+    assert project.scheduler().look().run is None
+    assert windows(project) == ["[0]"], "the run was made once"
+
+
+def test_disk_that_is_nearly_full_at_whatever_write_ends_in_a_clear_error_and_the_next_look_is_sound(
+    project, small_disk: SmallDisk
+) -> None:
+    def run(request, stop, lock):
+        try:
+            return project.run(request, stop, lock)
+        except OSError as error:  # as the run's process would say
+            return {"status": "failed", "error": str(error), "error_kind": "OSError"}
+
+    scheduler = project.scheduler(start=run)
+    scheduler.look()
+    errors = []
+    for span in range(1, 25):
+        project.add_span(span)
+        small_disk.fill(free=span - 1)
+        try:
+            scheduler.look()
+        except PipelineError as error:
+            errors.append(str(error))
+        small_disk.clear()
+        while scheduler.look().run is not None or statuses(project)[-1] != "pushed":
+            project.pass_time(minutes=1)
+    assert len(errors) > 3, "the disk was full at several writes"
+    assert [error for error in errors if not re.search(FULL, error)] == []
+    assert {error.partition(":")[0] for error in errors} == {"paths.root", str(project.root / "schedule.sqlite")}
+    with sqlite3.connect(project.root / "schedule.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    state = State(project.root)
+    assert [(run.newest, run.status) for run in reversed(state.runs())] == [(span, "pushed") for span in range(25)]
+    state.close()
