@@ -229,7 +229,8 @@ class Scheduler:
             refused = [item for item in spans if spans[item] == number]
             if not refused:  # an earlier run has seen it; if it was corrected meanwhile, that is a trigger of its own
                 refused = [span.trigger for span in known if span.number == number]
-        return refused, [item for item in run.triggers if item not in refused] if refused else [], []
+        digests = {item.rpartition(":")[2] for item in refused}  # theirs, and of what was measured on them
+        return refused, [item for item in run.triggers if item.rpartition(":")[2] not in digests] if refused else [], []
 
     def _find(self, now: dt.datetime, save: bool = False) -> tuple[Span, ...]:
         hashes = FileHashes(self._config.root / "file_hashes.json")

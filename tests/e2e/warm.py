@@ -2,18 +2,21 @@
 
 Reads one JSON request a line, `{"argv": […], "cwd": …, "stdout": path, "stderr": path}`; answers `pid N` when the
 child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess). With "module" in
-it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's.
+it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's. What a
+schedule starts as processes of their own (`launch.run_json`) are forks, too.
 """
 
 import json
 import os
 import runpy
 import sys
+import tempfile
 
 import pipeline.graph
 import pipeline.kubeflow.step
 import pipeline.local  # noqa: F401
 from pipeline.cli import app
+from pipeline.retraining import launch, measure_process
 
 
 def run_child(request: dict) -> None:
@@ -38,7 +41,21 @@ def run_child(request: dict) -> None:
         os._exit(status)
 
 
+def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
+    """As `launch.run_json`, of `python -m module argv…`."""
+    assert command[:2] == [sys.executable, "-m"]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("r") as output:
+        pid = os.fork()
+        if pid == 0:
+            run_child({"module": command[2], "argv": command[3:], "cwd": os.getcwd(), "stdout": output.name,
+                       "stderr": str(log)})  # fmt: skip
+        os.waitpid(pid, 0)
+        return json.loads(output.readlines()[-1])
+
+
 def main() -> None:
+    launch.run_json = measure_process.run_json = run_json
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
     for line in sys.stdin:

@@ -358,6 +358,28 @@ def test_measurement_out_of_bounds_runs_once_and_is_told(make_project) -> None:
     state.close()
 
 
+@pytest.mark.parametrize(("refused", "runs"), [(1, ["[0]", "[0, 1]"]), (0, ["[0]", "[0, 1]", "[1]"])])
+def test_measurement_is_answered_without_a_refused_span_unless_it_is_of_that_span(make_project, refused, runs) -> None:
+    project = make_project("schedule.drift=0.2", "window.last=2", "schedule.measure_every_s=1")
+
+    versions = []
+
+    def measure(live, spans, stop):
+        versions.append(live)
+        value = 0.3 if live == versions[0] and spans[-1].number == 1 else 0.1
+        return [Measurement("drift", live, spans[-1].digest, value, "label")]
+
+    scheduler = project.scheduler(measure=measure)
+    scheduler.look()
+    project.add_span(1)
+    project.run.faults = dict.fromkeys(range(9), refuses(project, refused))
+    scheduler.look()
+    project.pass_time(hours=1)
+    for _ in range(3):
+        scheduler.look()
+    assert windows(project) == runs
+
+
 def test_watched_version_that_is_rolled_back_settles_the_run_and_marks_its_record(project) -> None:
     run = project.scheduler(watch=lambda version, stop: "error share 0.5 > 0.01").look().run
     assert (run.status, run.result["rolled_back"]) == ("rolled_back", "error share 0.5 > 0.01")
