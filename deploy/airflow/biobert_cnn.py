@@ -113,13 +113,14 @@ def make_dag(compiled: dict) -> DAG:
 
 def _read(folder: Path) -> list[dict]:
     """What was compiled into the folder; two DAGs on one root are refused, for their runs would mix there."""
-    found: dict[str, Path] = {}
+    found: dict[tuple[str, str], Path] = {}
     descriptions = []
     for file in sorted(folder.glob("*.json")):
         compiled = json.loads(file.read_text(encoding="utf-8"))
-        other = found.setdefault(compiled["root"], file)
-        if other != file:
-            raise AirflowException(f"{other} and {file} both work on the pipeline root {compiled['root']}; remove one")
+        for key in ("root", "dag_id"):
+            other = found.setdefault((key, compiled[key]), file)
+            if other != file:
+                raise AirflowException(f"{other} and {file} have the same {key}, {compiled[key]}; remove one")
         descriptions.append(compiled)
     return descriptions
 

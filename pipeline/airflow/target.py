@@ -29,11 +29,10 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
 
     Raises:
       ConfigError: the configuration has no fixed steps, or no trigger for `schedule_once`; or the output is no JSON
-        file, or another DAG beside it works on the same pipeline root.
+        file, or another DAG beside it has the same pipeline root or id.
     """
     if output.suffix != ".json":
         raise ConfigError(f"--output {output}: name a file that ends with .json, beside biobert_cnn.py")
-    _root_is_free(config, output)
     lost = [item for item in overrides if not item.startswith(("airflow.", "paths."))]
     if lost:
         raise ConfigError(
@@ -58,24 +57,27 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
         "final": final,
         "steps": steps,
     }
+    _check_others(found, output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return [step["id"] for step in steps], pool
 
 
-def _root_is_free(config: Config, output: Path) -> None:
+def _check_others(found: dict[str, Any], output: Path) -> None:
     """One DAG a root: Airflow lets one run of a DAG be active, and knows of no such thing across DAGs."""
+    remedy = {"root": "paths.root=FOLDER", "dag_id": "airflow.dag_id=NAME"}
     for other in sorted(output.parent.glob("*.json")):
         if other.name == output.name:
             continue
         try:
-            root = json.loads(other.read_text(encoding="utf-8"))["root"]
+            compiled = json.loads(other.read_text(encoding="utf-8"))
+            same = [key for key in remedy if compiled[key] == found[key]]
         except (OSError, ValueError, TypeError, KeyError):  # something else that lies there
             continue
-        if root == str(config.root):
+        for key in same:
             raise ConfigError(
-                f"--output {output}: {other} works on the pipeline root {root} already, and runs of two DAGs would mix "
-                "there; take one of them away, or give this one a root of its own with --set paths.root=FOLDER"
+                f"--output {output}: {other} has the same {key}, {found[key]}, and runs of the two would mix; "
+                f"take one of them away, or give this one its own with --set {remedy[key]}"
             )
 
 

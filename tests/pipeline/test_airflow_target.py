@@ -75,9 +75,11 @@ def test_second_dag_on_the_same_root_is_refused(minimal: Path) -> None:
     (minimal.parent / "dags" / "other.json").write_text("[]")
     config = load_config(minimal, ["paths.root=/srv/root"])
     second = minimal.parent / "dags" / "second.json"
-    with pytest.raises(ConfigError, match=r"mine\.json works on the pipeline root /srv/root already"):
+    with pytest.raises(ConfigError, match=r"mine\.json has the same root, /srv/root, and runs of the two would mix"):
         compile_to(config, minimal, [], second)
-    compile_to(load_config(minimal, ["paths.root=/srv/another"]), minimal, [], second)
+    with pytest.raises(ConfigError, match=r"the same dag_id, biobert_cnn_mine, .* --set airflow\.dag_id=NAME"):
+        compile_to(load_config(minimal, ["paths.root=/srv/another"]), minimal, [], second)
+    compile_to(load_config(minimal, ["paths.root=/srv/another", "airflow.dag_id=another"]), minimal, [], second)
 
 
 def test_override_that_the_tasks_would_not_see_is_refused(minimal: Path) -> None:
