@@ -68,7 +68,7 @@ def print_history(config: Config, as_json: bool) -> None:
     metric = config.training.metric
     table = Table(title=f"{config.name}: runs in {config.root}", title_justify="left", box=None, header_style="bold")
     for column in ("run", "span", "status", "version", metric, "baseline", "gates broken", "seconds", "steps"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != "gates broken")
     for row in rows:
         metrics = row["metrics"]
         measured = metrics.get(metric) if metrics else None
