@@ -148,11 +148,11 @@ def airflow(project, program: Path, tmp_path_factory: pytest.TempPathFactory) ->
         pytest.skip(f"Airflow's environment cannot be made here: {made.stderr.strip().splitlines()[-1:]}")
     found = Airflow(made.stdout.strip(), tmp_path_factory.mktemp("airflow"))
     shutil.copy(DEPLOY / "biobert_cnn.py", found.dags)
+    project.config.write_text(f"{project.config.read_text()}[schedule]\ncron = '0 3 1 1 *'\n")
     pools = [compile_to(project, found.dags / "small.json", f"airflow.program={program}", "airflow.retries=0")]
     once = (
         "airflow.dag_id=retrain",
         "airflow.tasks=schedule_once",
-        "schedule.cron='0 3 1 1 *'",
         f"paths.root={project.folder / 'scheduled'}",
     )
     pools.append(compile_to(project, found.dags / "once.json", f"airflow.program={program}", *once))
