@@ -37,6 +37,7 @@ def infer_schema(
     used = {feature.domain for feature in schema.feature if feature.domain}
     for domain in [domain for domain in schema.string_domain if domain.name not in used]:
         schema.string_domain.remove(domain)
+    schema.feature.sort(key=lambda feature: feature.name)  # TFDV's order is not the same in every process of Beam
     return schema
 
 

@@ -87,6 +87,14 @@ def test_inferred_schema_has_the_configured_labels_and_bounds(measurer: TextMeas
     assert features["tokens"].lifecycle_stage == schema_pb2.LifecycleStage.VALIDATION_DERIVED
 
 
+def test_inferred_schema_is_the_same_in_whatever_order_the_statistics_come(measurer: TextMeasurer) -> None:
+    found = statistics(measurer, ["the trial", "a"], ["no", "yes"])
+    turned = type(found).FromString(found.SerializeToString())
+    turned.datasets[0].features.reverse()
+    schemas = [infer_schema([item], LABELS, "label").SerializeToString() for item in (found, turned)]
+    assert schemas[0] == schemas[1]
+
+
 def test_values_outside_the_schema_are_refused_by_feature(measurer: TextMeasurer) -> None:
     schema = infer_schema([statistics(measurer, ["the trial", "a"], ["no", "yes"])], LABELS, "label")
     bad = statistics(measurer, ["the trial", "a"], ["no", "perhaps"])
