@@ -3,9 +3,15 @@ the home folder, as in a pipeline run; weights drawn for a test are the same in 
 
 import gc
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_HOME", os.devnull)
@@ -36,6 +42,87 @@ def seeded_module() -> None:
 @pytest.fixture(autouse=True)
 def seeded(seeded_module: None) -> None:
     _seed()
+
+
+def run_command(*command: str | Path, **options: object) -> str:
+    """What the command prints; a failure shows the end of all that it said."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., str]:
+    """`run_command`, for tests are no package."""
+    return run_command
+
+
+class Environments:
+    """Environments beside the product's own, from the same index and cache as the set-up's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        tools = ROOT / ".tools" / "venv" / "bin"
+        own = tools / "uv"
+        found = str(own) if own.exists() else shutil.which("uv")
+        if found is None:
+            pytest.skip("no uv: run deploy/bootstrap first")
+        self._uv = found
+        self._settings = os.environ | {
+            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_NO_CONFIG": "1",
+            "UV_BUILD_CONSTRAINT": str(ROOT / "deploy" / "bootstrap" / "build.txt"),
+        }
+        self._settings.setdefault("UV_CACHE_DIR", str(ROOT / ".tools" / "cache"))
+        # uv does not read pip's settings.
+        ask = [tools / "python", "-m", "pip", "config", "get", "global.index-url"]
+        said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() if own.exists() else ""
+        if index := os.environ.get("PIP_INDEX_URL") or said:
+            self._settings.setdefault("UV_DEFAULT_INDEX", index)
+        if "PIP_CERT" in os.environ:
+            self._settings.setdefault("SSL_CERT_FILE", os.environ["PIP_CERT"])
+
+    def make(self, *arguments: str | Path, own_python: bool = False) -> Path:
+        """The interpreter of an environment in which `uv pip install` put what the arguments say.
+
+        Args:
+          arguments: packages and flags.
+          own_python: a copy of the product's interpreter, which may run on a private C library, not the system's.
+        """
+        python = self._folder / f"environment-{len(list(self._folder.iterdir()))}" / "bin" / "python"
+        run_command(self._uv, "venv", "-q", "--python", sys._base_executable, python.parents[1], env=self._settings)
+        if own_python:
+            python.unlink()
+            shutil.copy(sys.executable, python)
+        self.install(python, *arguments)
+        return python
+
+    def install(self, python: Path, *arguments: str | Path) -> None:
+        """Installs more into an environment."""
+        run_command(self._uv, "pip", "install", "-q", "--python", python, *arguments, env=self._settings)
+
+
+@pytest.fixture
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environments]:
+    """Makes environments; they take up gigabytes and go with the test."""
+    folder = tmp_path_factory.mktemp("environments")
+    yield Environments(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("pipeline", "components", "serving"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run_command(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
+    (built,) = folder.glob("*.whl")
+    return built
 
 
 def pytest_unconfigure() -> None:

@@ -36,9 +36,9 @@ HOSTILE = [
 
 @pytest.mark.slow
 def test_exports_of_every_precision_answer_the_same_in_plain_tensorflow_2_20(
-    fn_args, tmp_path, make_environment, monkeypatch
+    fn_args, tmp_path, environments, monkeypatch
 ):
-    plain_python = make_environment(*PACKAGES)
+    plain_python = environments.make(*PACKAGES)
     folders = {}
     for precision in ("bfloat16", "int8"):
         args = fn_args(pairs=True, folder=tmp_path / precision, export={"precision": precision}, training={"epochs": 1})
