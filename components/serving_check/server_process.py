@@ -118,7 +118,7 @@ class ServerProcess:
         return "\n".join(f"  {line[:300]}" for line in text.strip().splitlines()[-lines:])
 
     def stop(self) -> None:
-        """SIGTERM to the group, SIGKILL to what is left of it after a while; returns when it is gone."""
+        """SIGTERM to the group, SIGKILL to what is left of it after a while; returns when the server itself is gone."""
         process, self._process = self._process, None
         if process is None:
             return
