@@ -139,6 +139,7 @@ class StepDisplay:
             return
         if self._task is not None:
             self._progress.remove_task(self._task)
+            self._progress.refresh()  # or the bar would stay below the line that follows, until it is drawn again
             self._task = None
         if self._epoch and not self._console.is_terminal:
             self._console.print(f"    {self._epoch[1]}", style="dim")

@@ -73,13 +73,32 @@ def test_a_run_learns_writes_its_account_and_removes_its_checkpoint(ran):
     assert summary["truncated"] == {"train": 24, "eval": 13}
     told = {values["step"]: values.get("metric") for _, values in reports}  # the last report of each step
     assert [told[6 * epoch] for epoch in range(1, 7)] == [entry["macro_f1"] for entry in history]
-    assert any(name.startswith("events") for name in os.listdir(f"{args.model_run_dir}/logs"))
     assert os.listdir(args.custom_config["checkpoint_dir"]) == []
     assert {event for event, _ in reports} == {"train"}
     assert reports[-1][1]["step"] == reports[-1][1]["steps"] == 6 * 6
     assert set(reports[-1][1]) == {
         "epoch", "epochs", "step", "steps", "loss", "metric", "texts_per_s", "seconds_left",
     }  # fmt: skip
+
+
+def test_tensorboard_shows_the_losses_rates_and_metrics_of_the_run(ran):
+    args, _ = ran
+    (events,) = Path(args.model_run_dir, "logs").glob("events.out.tfevents.*")
+    found = {}
+    for event in tf.compat.v1.train.summary_iterator(str(events)):
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            found.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+    history = read_json(args.model_run_dir, "history.json")
+    timing = {"epoch", "texts_per_s", "seconds"}
+    assert set(found) == {"train/loss", "train/learning_rate"} | {f"epoch/{key}" for key in set(history[0]) - timing}
+    for key in ("loss", "macro_f1", "accuracy"):
+        assert found[f"epoch/{key}"] == [(n, pytest.approx(e[key], rel=1e-6)) for n, e in enumerate(history, 1)]
+    steps = [step for step, _ in found["train/loss"]]
+    assert (steps == sorted(set(steps)), steps[-1]) == (True, 6 * 6)
+    rates = [rate for _, rate in found["train/learning_rate"]]
+    assert rates[-1] == pytest.approx(0.01 / 36, rel=0.2), "the last step's, after a linear decay"
+    assert max(rates) <= 0.01
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_first_version_cannot_be_rolled_back_and_that_is_said(tmp_path: Path) ->
 
 
 def test_run_whose_version_cannot_be_rolled_back_has_failed_and_can_be_watched_again(project) -> None:
-    arguments = (WatchConfig(target="host:1", watch_s=0.01), "m", project.config.serving_dir)
+    arguments = (WatchConfig(target="host:1", watch_s=0.01, poll_s=0.01), "m", project.config.serving_dir)
     run = project.scheduler(watch=ServerWatch(*arguments, lambda version: Seen(True, END, 3))).look().run
     assert run.status == "failed"
     assert run.result["cause"].startswith(f"version {run.result['version']} failed to load (status code 3); it stays")
@@ -241,7 +241,7 @@ class FakeServer:
                 pass
 
         self.http = http.server.HTTPServer(("127.0.0.1", 0), Page)
-        self.thread = Thread(target=self.http.serve_forever)
+        self.thread = Thread(target=self.http.serve_forever, args=(0.01,))
         self.thread.start()
 
     @property

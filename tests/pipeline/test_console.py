@@ -1,0 +1,109 @@
+"""What a person sees of a run: a line as each step starts and ends, and the trainer's bar."""
+
+import io
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.console import StepDisplay, chatter_to, quiet
+
+EPOCH = {"epoch": 1, "epochs": 3, "step": 10, "steps": 30, "loss": 0.98765, "texts_per_s": 1234.5, "seconds_left": 61.7}
+
+
+def shown(terminal: bool, *happened: tuple) -> str:
+    """What the display writes of events; `(step, event, seconds)`, or `(event, values)` for a step's own reports."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=200, soft_wrap=True, highlight=False)
+    with StepDisplay(console) as display:
+        for event in happened:
+            display.report(*event) if len(event) == 2 else display.step(*event)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def test_each_step_is_a_line_as_it_starts_and_as_it_ends_with_its_time() -> None:
+    text = shown(
+        False,
+        ("examples", "started", 0.0), ("examples", "done", 4.25),
+        ("statistics", "started", 0.0), ("statistics", "cached", 0.04),
+        ("schema", "started", 0.0), ("schema", "failed", 1.0), ("schema", "again", 1.0),
+        ("schema", "started", 0.0), ("schema", "failed", 71.5),
+    )  # fmt: skip
+    assert lines(text) == [
+        "  examples             started",
+        "  examples             done          4.2 s",
+        "  statistics           started",
+        "  statistics           unchanged     0.0 s",
+        "  schema               started",
+        "  schema               FAILED        1.0 s",
+        "  schema               again         1.0 s",
+        "  schema               started",
+        "  schema               FAILED       71.5 s",
+    ]
+
+
+def test_training_is_a_line_an_epoch_where_nothing_can_move() -> None:
+    second = {**EPOCH, "epoch": 2, "step": 12, "loss": 0.8, "metric": 0.51239}
+    text = shown(
+        False, ("trainer", "started", 0.0), ("train", EPOCH), ("train", {**EPOCH, "step": 15, "loss": 0.9}),
+        ("train", second), ("train", {**second, "step": 30, "seconds_left": 0.2}), ("trainer", "done", 9.0),
+    )  # fmt: skip
+    assert lines(text) == [
+        "  trainer              started",
+        "    epoch 1/3  loss 0.900  1234 texts/s  62 s left",
+        "    epoch 2/3  loss 0.800  metric 0.512  1234 texts/s  0 s left",
+        "  trainer              done          9.0 s",
+    ]
+
+
+def test_training_is_a_bar_on_a_terminal_that_goes_when_it_ends() -> None:
+    started, report = ("trainer", "started", 0.0), ("train", {**EPOCH, "metric": 0.5})
+    bar = lines(shown(True, started, report))[-1]
+    third = "━" * 8 + "╺" + "━" * 15  # of 24
+    figures = "epoch 1/3  loss 0.988  metric 0.500  1234 texts/s  62 s left"
+    assert re.fullmatch(rf"\S trainer +{third} 0:00:0\d {figures}", bar), bar
+    ended = lines(shown(True, started, report, ("trainer", "done", 9.0)))
+    assert ended[-1] == "  trainer              done          9.0 s"
+    assert "started" not in "".join(ended), "the bar says it"
+
+
+def test_the_tuner_tells_of_each_trial() -> None:
+    text = shown(
+        False, ("tuner", "started", 0.0),
+        ("tune", {"trial": 1, "trials": 4}), ("tune", {"trial": 2, "trials": 4, "metric": 0.25, "best": 0.75}),
+        ("tuner", "done", 3.0),
+    )  # fmt: skip
+    assert lines(text)[1:3] == ["    trial 1/4  not trainable", "    trial 2/4  metric 0.2500  best 0.7500"]
+
+
+def test_what_libraries_write_goes_to_the_log_and_the_terminal_is_given_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with quiet(tmp_path / "logs" / "run.log") as console:
+        os.write(1, b"from C++\n")
+        os.write(2, b"errors from C++\n")
+        logging.getLogger("tfx").info("chatter")
+        console.print("for a person")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "for a person\nafter\n"
+    log = (tmp_path / "logs" / "run.log").read_text()
+    assert log.startswith("from C++\nerrors from C++\n")
+    assert log.endswith("INFO tfx: chatter\n")
+
+
+def test_chatter_goes_nowhere_where_no_log_can_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for log in (tmp_path / "logs" / "predict.log", tmp_path / "file" / "predict.log"):
+        for _ in range(2):
+            with chatter_to(log):
+                os.write(2, b"chatter\n")
+                print("a result")
+    assert capfd.readouterr() == ("a result\n" * 4, "")
+    assert (tmp_path / "logs" / "predict.log").read_text() == "chatter\n"
