@@ -69,8 +69,9 @@ class Done:
 class Project:
     """A folder with data, a configuration and a pipeline root."""
 
-    def __init__(self, folder: Path, warm: subprocess.Popen) -> None:
+    def __init__(self, folder: Path, warm: subprocess.Popen, home: Path) -> None:
         self.folder = folder
+        self.home = home  # of the user who calls the commands
         self._warm = warm
         self.config = folder / "small.toml"
         self.root = folder / "root"
@@ -92,6 +93,11 @@ class Project:
         if not self.serving_dir.exists():
             return []
         return sorted(int(path.name) for path in self.serving_dir.iterdir() if path.name.isdigit())
+
+    @property
+    def record(self) -> dict:
+        """The newest run's, as `--json` printed it."""
+        return json.loads(max((self.root / "runs").glob("*.json")).read_text())
 
     def command(self, *arguments: str, overrides: tuple[str, ...] = ()) -> list[str]:
         settings = [f"paths.root={self.root}", *overrides]
@@ -132,8 +138,13 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[subprocess.Popen]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT)}
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def warm(home: Path) -> Iterator[subprocess.Popen]:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "HOME": str(home)}
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("warm.py"))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
@@ -145,5 +156,5 @@ def warm() -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, warm: subprocess.Popen) -> Project:
-    return Project(tmp_path_factory.mktemp("project"), warm)
+def project(tmp_path_factory: pytest.TempPathFactory, warm: subprocess.Popen, home: Path) -> Project:
+    return Project(tmp_path_factory.mktemp("project"), warm, home)

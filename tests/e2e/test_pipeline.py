@@ -6,6 +6,7 @@ The tests of this file follow one another on one pipeline root, as a team's days
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,9 +71,15 @@ def test_second_run_has_nothing_to_do_and_imports_nothing_heavy(project) -> None
 
 
 def test_pushed_model_answers_a_client_that_knows_nothing_of_this_project(project) -> None:
+    """And the server logs what it was asked, for the comparison further below."""
+    models = project.folder / "models.config"
+    models.write_text(
+        f'model_config_list {{ config {{ name: "biobert_cnn" base_path: "{project.serving_dir}" '
+        f'model_platform: "tensorflow" logging_config {{ sampling_config {{ sampling_rate: 1 }} '
+        f'log_collector_config {{ type: "file" filename_prefix: "{project.folder}/log/served" }} }} }} }}'
+    )
     server = subprocess.Popen(
-        [sys.executable, "-m", "serving.server", "--port=0", "--model_name=biobert_cnn",
-         f"--model_base_path={project.serving_dir}"],
+        [sys.executable, "-m", "serving.server", "--port=0", f"--model_config_file={models}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     )  # fmt: skip
     try:
@@ -126,16 +133,73 @@ def test_serving_check_that_fails_stops_the_push(project) -> None:
     done = project.run("serving.max_latency_ms=0.001", "training.seed=7")
     assert done.status == 3, done.stderr
     assert "latency" in done.json["serving_check"]["reason"]
+    assert "(serving.max_latency_ms)" in done.json["serving_check"]["reason"]
+    assert project.versions == before
+    # This run trained: what its user saw, and what TensorBoard can show.
+    for step in ("trainer", "evaluator", "serving_check"):
+        assert re.search(rf"^  {step:<20} started\n(.*\n)*?  {step:<20} done  +\d+\.\d s$", done.stderr, re.MULTILINE)
+    epoch = r"^    epoch 2/2  loss \d\.\d{3}  metric \d\.\d{3}  \d+ texts/s  0 s left$"
+    assert re.search(epoch, done.stderr, re.MULTILINE), done.stderr
+    runs = (project.root / "artifacts" / "trainer" / "model_run").iterdir()
+    assert list(max(runs, key=lambda run: int(run.name)).glob("logs/events.out.tfevents.*"))
+
+
+def test_exported_model_that_answers_differently_from_the_trainer_is_not_pushed(project) -> None:
+    """The model of the test before, which was trained and evaluated already, with another's export in its place."""
+    before = project.versions
+    export = Path(project.record["model"]) / "Format-Serving"
+    shutil.rmtree(export)
+    shutil.copytree(project.serving_dir / str(before[-1]), export)
+    done = project.run("training.seed=7")
+    assert done.status == 3, done.stderr
+    assert done.json["status"] == "not_blessed"
+    assert all(gate["passed"] for gate in done.json["gates"])
+    assert re.fullmatch(
+        r"\d of 8 texts, sent in one batch, differ from the trainer's probabilities by more than 1e-05 "
+        r"\(serving\.tolerance\); the greatest difference is 0\.\d+",
+        done.json["serving_check"]["reason"],
+    )
     assert project.versions == before
 
 
-def test_data_that_is_too_poor_is_refused_before_training(project) -> None:
-    done = project.run("validation.min_label_count=10000")
-    assert done.status == 1
-    assert "too few rows of" in done.stderr
-    assert "validation.min_label_count" in done.stderr
+def refused_data(project, *overrides: str) -> str:
+    """Why the data gate refuses: before training, in words, and nothing is pushed."""
+    before = project.versions
+    done = project.run(*overrides)
+    assert (done.status, done.json["status"]) == (1, "failed"), done.stderr
+    assert (done.json["step"], done.json["error_kind"]) == ("data_gate", "DataError")
+    assert done.json["error"] in done.stderr
     assert "Traceback" not in done.stderr
     assert f"{'trainer':<20} started" not in done.stderr
+    assert project.versions == before
+    return done.json["error"]
+
+
+def test_data_that_is_too_poor_is_refused_before_training(project) -> None:
+    why = refused_data(project, "validation.min_label_count=10000")
+    assert "split train, feature label: too few rows of: BACKGROUND " in why
+    assert "(validation.min_label_count = 10000). Add rows of these labels" in why
+
+
+def test_data_that_differs_from_what_is_served_is_refused(project) -> None:
+    """Against the log of the server above, which was asked two texts, one of them empty."""
+    why = refused_data(project, f"validation.serving_logs={project.folder}/log/*", "validation.length_skew=0.2")
+    assert "split train, feature tokens: is skewed against the serving logs: " in why
+    assert "raise validation.length_skew" in why
+
+
+def test_data_that_breaks_the_curated_schema_is_refused(project) -> None:
+    schema = project.folder / "small.schema.pbtxt"
+    project.start(project.command("schema", "freeze"))
+    assert project.wait().status == 0
+    inferred = schema.read_text()
+    tokens = re.search(r'feature \{\n  name: "tokens"\n(.*\n)*?  int_domain \{\n    min: 0\n', inferred).group()
+    schema.write_text(inferred.replace(tokens, tokens + "    max: 20\n"))
+    why = refused_data(project, f"validation.schema_file={schema}")
+    for split in ("train", "eval", "test"):
+        assert re.search(rf"split {split}, feature tokens: .*20", why)
+    assert "feature label" not in why
+    assert "change the curated schema" in why
 
 
 def test_too_many_bad_rows_stop_the_run_and_are_kept(project) -> None:
@@ -194,7 +258,7 @@ def test_history_lists_every_run(project) -> None:
     runs = done.json["runs"]
     assert [run["status"] for run in runs].count("interrupted") == len(STEPS), "the runs that were killed"
     assert [run["status"] for run in runs].count("pushed") == 2
-    assert [run["status"] for run in runs].count("not_blessed") == 5
+    assert [run["status"] for run in runs].count("not_blessed") == 6
     assert all(run["run_id"] for run in runs)
     pushed = next(run for run in runs if run["status"] == "pushed")
     assert (pushed["steps"]["trainer"], pushed["steps"]["push"]) == ("done", "done")
@@ -205,3 +269,7 @@ def test_no_text_of_the_data_is_in_any_log(project) -> None:
     first = (project.folder / "rows" / "train.csv").read_text().splitlines()[1].split(",", 2)[2][:60]
     for path in (project.root / "logs").rglob("*.log"):
         assert first not in path.read_text(errors="replace"), path
+
+
+def test_nothing_is_written_to_the_home_folder(project) -> None:
+    assert list(project.home.rglob("*")) == []

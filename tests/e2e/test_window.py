@@ -91,3 +91,25 @@ def test_window_that_has_moved_on_is_ingested_by_the_first_step_and_by_no_later_
     assert (moved.status, moved.json["status"]) == (0, "partial"), moved.stderr
     assert [entry["span"] for entry in moved.json["data"]["spans"]] == [2, 3]
     assert {"examples_3", "examples", "statistics"} <= set(moved.json["seconds"])
+
+
+def test_span_that_drifted_from_the_one_before_is_refused_and_nothing_is_trained(project) -> None:
+    rows, before = project.folder / "rows", project.versions
+    (rows / "span-3").mkdir()
+    for split in ("train", "dev", "test"):
+        with (rows / "span-2" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            content = list(csv.DictReader(file))
+        if split == "train":  # nearly all of one label
+            of = {row["label"]: [r for r in content if r["label"] == row["label"]] for row in content}
+            content = [row for label, found in of.items() for row in (found if label == "METHODS" else found[:3])]
+        with (rows / "span-3" / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(content[0]))
+            writer.writeheader()
+            writer.writerows(content)
+    done = project.run(*OVERRIDES, "window.until=3", "window.last=1", "validation.label_drift=0.3")
+    assert (done.status, done.json["step"], done.json["error_kind"]) == (1, "data_gate", "DataError"), done.stderr
+    assert "split train, feature label: drifted from the previous span: " in done.json["error"]
+    assert "raise validation.label_drift or length_drift" in done.json["error"]
+    assert len(done.json["error"].splitlines()) == 2, "this alone is wrong with it"
+    assert f"{'trainer':<20} started" not in done.stderr
+    assert project.versions == before
