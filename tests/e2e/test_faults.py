@@ -46,6 +46,7 @@ def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_dis
 def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(project) -> None:
     first = project.run()
     assert first.status == 0, first.stderr
+    other = "evaluation.gates=[{ metric = 'accuracy', min = 0.1 }]"
     database = project.root / "metadata.sqlite"
     code = (
         "import sqlite3, sys, time\n"
@@ -57,7 +58,7 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
     with subprocess.Popen([sys.executable, "-c", code, str(database)], stdout=subprocess.PIPE) as holder:
         try:
             holder.stdout.readline()
-            held = project.run("training.seed=2")
+            held = project.run(other)
             project.start([*project.command("history"), "--json"])
             told = project.wait()
         finally:
@@ -67,8 +68,8 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
     assert [run["version"] for run in told.json["runs"]] == [first.json["version"], None], told.stderr
     assert "Traceback" not in held.stderr
     assert project.versions == [first.json["version"]]
-    after = project.run("training.seed=2")
-    assert after.status in (0, 3), after.stderr
+    after = project.run(other)
+    assert after.status == 0, after.stderr
     copies = sorted((project.root / "backups").iterdir())
     assert copies, "a copy of the metadata was made before the run"
     with contextlib.closing(sqlite3.connect(copies[-1])) as copy:
@@ -111,7 +112,7 @@ def test_records_of_the_future_do_not_disturb_when_the_clock_was_set_back(projec
     (runs / "20991231T000000.json").write_text(ahead)
     number = project.versions[-1]
     os.rename(project.serving_dir / str(number), project.serving_dir / "4102358400")  # the same moment
-    done = project.run("training.seed=3", "evaluation.gates=[{ metric = 'accuracy', min = 0.0 }]")
+    done = project.run("evaluation.gates=[{ metric = 'accuracy', min = 0.2 }]")
     assert done.status == 0, done.stderr
     assert done.json["run_id"] == "20991231T000000-0001"
     assert done.json["version"] == 4102358401 == project.versions[-1]

@@ -95,18 +95,18 @@ def test_window_that_has_moved_on_is_ingested_by_the_first_step_and_by_no_later_
 
 def test_span_that_drifted_from_the_one_before_is_refused_and_nothing_is_trained(project) -> None:
     rows, before = project.folder / "rows", project.versions
-    (rows / "span-3").mkdir()
+    (rows / "span-4").mkdir()
     for split in ("train", "dev", "test"):
         with (rows / "span-2" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
             content = list(csv.DictReader(file))
         if split == "train":  # nearly all of one label
             of = {row["label"]: [r for r in content if r["label"] == row["label"]] for row in content}
             content = [row for label, found in of.items() for row in (found if label == "METHODS" else found[:3])]
-        with (rows / "span-3" / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+        with (rows / "span-4" / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(content[0]))
             writer.writeheader()
             writer.writerows(content)
-    done = project.run(*OVERRIDES, "window.until=3", "window.last=1", "validation.label_drift=0.3")
+    done = project.run(*OVERRIDES, "window.until=4", "window.last=1", "validation.label_drift=0.3")
     assert (done.status, done.json["step"], done.json["error_kind"]) == (1, "data_gate", "DataError"), done.stderr
     assert "split train, feature label: drifted from the previous span: " in done.json["error"]
     assert "raise validation.label_drift or length_drift" in done.json["error"]
