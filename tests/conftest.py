@@ -19,7 +19,7 @@ os.environ.setdefault("KERAS_HOME", os.devnull)
 # What starts a model server, a Beam run or a whole training run is no unit test: `make check` leaves it out.
 SERVERS = {"serve", "spawn"}
 BEAM_RUNS = {"multiclass", "workshop", "sections", "transform"}
-TRAINING_RUNS = {"make_fn_args", "staged"}
+TRAINING_RUNS = {"make_fn_args", "staged", "averaged"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at

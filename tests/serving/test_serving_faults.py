@@ -423,6 +423,7 @@ def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(serve, toys, c
     one.close()
 
 
+@pytest.mark.slow
 def test_fuzzed_tensors_never_crash_the_decoder():
     from tensorflow.core.framework import tensor_pb2
 

@@ -16,6 +16,11 @@ from components.config import HeadConfig
 from components.encoder.config import BertGeometry
 
 KINDS = ("flatten", "stacked", "global_max", "multi_width", "attention", "cls")
+# Some take seconds to compile.
+MARKED = [
+    pytest.param(kind, marks=pytest.mark.slow) if kind in ("flatten", "stacked", "global_max") else kind
+    for kind in KINDS
+]
 GEOMETRY = BertGeometry(
     vocab_size=30,
     hidden_size=8,
@@ -61,7 +66,7 @@ def answers_of(kind, pairs):
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MARKED)
 @settings(max_examples=25, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
@@ -74,7 +79,7 @@ def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MARKED)
 def test_batch_statistics_do_not_depend_on_the_order(kind, pairs):
     model = classifier(kind, pairs, batch_norm=kind != "cls")
     start = [variable.numpy() for variable in model.weights]
@@ -298,7 +303,7 @@ def test_a_frozen_encoder_leaves_only_the_head_to_train():
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MARKED)
 def test_every_head_trains_in_either_precision_with_row_gradients_for_words(kind, policy):
     model = build_classifier(GEOMETRY, HeadConfig(kind=kind, filters=(3,)), "multiclass", 3, 2, 24, policy)
     variables = [variable.value for variable in model.trainable_variables]

@@ -52,6 +52,7 @@ def load(folder, vocab_file):
     return encoder, load_weights(encoder, str(folder), vocab_file)
 
 
+@pytest.mark.slow
 def test_hidden_states_of_the_pretrained_minilm_are_pytorchs(minilm):
     reference = stored("minilm")
     encoder, loaded = load(minilm, minilm / "vocab.txt")

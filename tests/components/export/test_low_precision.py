@@ -128,6 +128,7 @@ def test_calibration_finds_the_range_of_every_layer_and_zero_is_in_it(tiny, cali
     assert -0.171 < ranges["0/output"][0] < 0
 
 
+@pytest.mark.slow
 def test_a_layer_of_berts_size_keeps_its_direction_in_both_precisions():
     geometry = BertGeometry(vocab_size=200, num_hidden_layers=1)  # 768, 12 heads, 3072
     model = build_classifier(geometry, HeadConfig(widths=(2,), filters=(4,)), "multiclass", 3, 1, 128)

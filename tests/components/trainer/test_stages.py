@@ -83,6 +83,7 @@ def test_a_run_cut_off_twice_goes_on_to_the_same_bits(staged, tiny_loop, cut_at,
     assert all(same(values(whole.model.variables), values(again.model.variables)))
 
 
+@pytest.mark.slow
 def test_patience_ends_a_stage_and_the_next_starts_from_the_best_weights(tiny_loop, tmp_path):
     # a rate of nothing brings no better metric after the first epoch
     nothing = {"epochs": 5, "learning_rate": 1e-12}
@@ -158,6 +159,7 @@ def test_bfloat16_outputs_are_kept_to_the_bit_and_found_again(tiny_loop, tmp_pat
     assert os.listdir(tmp_path / "new") == []
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_on_kept_bfloat16_outputs(tiny_loop, tmp_path):
     loop = tiny_loop(tmp_path, layers=1, policy="mixed_bfloat16", stages=[{"layers": 0, "epochs": 1}])
     (entry,) = loop.run().history
