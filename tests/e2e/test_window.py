@@ -106,7 +106,8 @@ def test_span_that_drifted_from_the_one_before_is_refused_and_nothing_is_trained
             writer = csv.DictWriter(file, list(content[0]))
             writer.writeheader()
             writer.writerows(content)
-    done = project.run(*OVERRIDES, "window.until=4", "window.last=1", "validation.label_drift=0.3")
+    alone = ("window.until=4", "window.last=1", "window.warm_start=false")
+    done = project.run(*OVERRIDES, *alone, "validation.label_drift=0.3")
     assert (done.status, done.json["step"], done.json["error_kind"]) == (1, "data_gate", "DataError"), done.stderr
     assert "split train, feature label: drifted from the previous span: " in done.json["error"]
     assert "raise validation.label_drift or length_drift" in done.json["error"]
