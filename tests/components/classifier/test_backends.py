@@ -32,7 +32,7 @@ def on_tensorflow(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, make_environment, tmp_path):
+def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, environments, tmp_path):
     file, expected = on_tensorflow
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(tmp_path)}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # every shape is compiled, and runs once
@@ -41,7 +41,7 @@ def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, make_e
             pytest.skip("torch is not here; tests/benchmarks/peers.sh makes an environment that holds it")
         (packages,) = PEERS.glob("lib/python3*/site-packages")
         environment["PYTHONPATH"] += f"{os.pathsep}{packages}"
-    python = make_environment(*KERAS, *(["jax>=0.10,<0.13"] if backend == "jax" else []))
+    python = environments.make(*KERAS, *(["jax>=0.10,<0.13"] if backend == "jax" else []))
     command = [str(python), str(SCRIPT), str(file), str(tmp_path / "found.npz")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
