@@ -46,8 +46,20 @@ else
   [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
     missing+=("Python's headers for $python, version $version (apt-get install python3-dev)")
 fi
-command -v "${CXX:-g++}" >/dev/null 2>&1 || command -v c++ >/dev/null 2>&1 ||
-  missing+=("a C++ compiler (apt-get install g++): pyfarmhash and rouge-score, which TFX needs, are built from source")
+# pyfarmhash, which TFX needs, is built from source: by CXX, or the compiler that built this Python, or any other.
+[ -n "${CXX:-}" ] || [ -z "$python" ] ||
+  built_by=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("CXX") or "")')
+compilers=("${CXX:-${built_by:-g++}}")
+[ -n "${CXX:-}" ] || compilers+=(g++ c++ clang++)
+compiler=
+for candidate in "${compilers[@]}"; do
+  if command -v "${candidate%% *}" >/dev/null 2>&1; then compiler=$candidate; break; fi
+done
+if [ -z "$compiler" ]; then
+  missing+=("a C++ compiler (${CXX:+CXX=$CXX does not give one; }apt-get install g++, or set CXX): pyfarmhash, which TFX needs, is built from source")
+elif [ "$compiler" != "${compilers[0]}" ]; then
+  export CXX=$compiler
+fi
 command -v make >/dev/null 2>&1 || missing+=("make (apt-get install make)")
 if [ ${#missing[@]} -gt 0 ]; then
   say "this machine lacks:"

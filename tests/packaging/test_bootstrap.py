@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("bash", "env", "dirname", "sha256sum", "cut", "cat", "awk", "getconf", "uname", "make", "g++")
+TOOLS = ("bash", "env", "dirname", "sha256sum", "cut", "cat", "awk", "getconf", "uname", "make", "g++", "c++")
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def python_that(folder: Path, body: str) -> str:
 
 
 def test_everything_that_is_missing_is_named_at_once(machine) -> None:
-    said, status = machine("make", "g++")
+    said, status = machine("make", "g++", "c++")
     assert status == 1
     assert "Python 3.11, 3.12 or 3.13 (apt-get install python3, or set PYTHON=" in said
-    assert "a C++ compiler (apt-get install g++)" in said
+    assert "a C++ compiler (apt-get install g++, or set CXX)" in said
     assert "make (apt-get install make)" in said
     assert said.endswith("install the above, then call again; nothing has been changed.\n")
 
@@ -62,7 +62,7 @@ def test_python_without_venv(machine, tmp_path: Path) -> None:
 
 
 def test_python_without_headers(machine, tmp_path: Path) -> None:
-    said, status = machine(PYTHON=python_that(tmp_path, 'case "$2" in *sysconfig*) echo /nowhere; exit;; esac'))
+    said, status = machine(PYTHON=python_that(tmp_path, 'case "$2" in *get_path*) echo /nowhere; exit;; esac'))
     assert status == 1
     assert "apt-get install python3-dev" in said
     assert "venv" not in said.replace(".venv", "")
@@ -73,3 +73,64 @@ def test_python_of_another_version(machine, tmp_path: Path) -> None:
     said, status = machine(PYTHON=spoilt)
     assert status == 1
     assert f"PYTHON={spoilt} does not give one" in said
+
+
+@pytest.mark.parametrize(
+    ("without", "settings", "said"),
+    [
+        (("g++",), {}, None),  # any will do: here c++
+        (("g++", "c++"), {}, "a C++ compiler (apt-get install g++, or set CXX)"),
+        ((), {"CXX": "nowhere++ -O2"}, "a C++ compiler (CXX=nowhere++ -O2 does not give one; apt-get install g++"),
+        (("g++", "c++"), {"CXX": "cat -O2"}, None),
+    ],
+)
+def test_compiler_is_the_one_that_builds(
+    machine, tmp_path: Path, without: tuple[str, ...], settings: dict[str, str], said: str | None
+) -> None:
+    """Make is missing as well, so that nothing is begun."""
+    messages, status = machine("make", *without, PYTHON=sys.executable, **settings)
+    assert (status, "make (apt-get install make)" in messages) == (1, True)
+    assert said in messages if said else "compiler" not in messages
+
+
+# ---- the private C library ----
+
+NAMED = ("run on Debian 13, Ubuntu 24.04 or newer", "use the container image", ".runtime/debs and call again")
+ARCHIVE_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ({}, "dpkg-deb is not on this system"),
+        ({"dpkg-deb": ""}, "apt-get is not on this system"),
+        ({"dpkg-deb": "", "apt-get": ""}, "apt names no Debian mirror"),
+        ({"dpkg-deb": "", "apt-get": 'case "$*" in *indextargets*) echo m trixie;; *update*) exit 1;; esac'},
+         "apt-get update against this machine's mirror failed (see above)"),
+        ({"dpkg-deb": "", "apt-get": 'case "$*" in *indextargets*) echo m trixie;; *download*) exit 1;; esac'},
+         "apt-get could not download libc6 libstdc++6 libgcc-s1 (see above)"),
+        ({"dpkg-deb": "", "apt-get": "echo m trixie"}, "the packages hold no ld-linux-x86-64.so.2"),
+    ],
+)  # fmt: skip
+def test_private_c_library_that_cannot_be_made_is_one_message_with_the_ways_out(
+    tmp_path: Path, tools: dict[str, str], reason: str
+) -> None:
+    if "apt-get" in tools and not ARCHIVE_KEYS.exists():
+        pytest.skip(f"{ARCHIVE_KEYS} is not on this system")
+    folder, checkout = tmp_path / "bin", tmp_path / "checkout"
+    folder.mkdir()
+    shutil.copytree(ROOT / "deploy" / "bootstrap", checkout / "deploy" / "bootstrap")
+    for tool in ("bash", "getconf", "cat", "mkdir", "find", "wc", "awk", "head", "rm"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    for tool, body in tools.items():
+        (folder / tool).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        (folder / tool).chmod(0o755)
+    done = subprocess.run(
+        [folder / "bash", checkout / "deploy" / "bootstrap" / "runtime.sh", checkout, sys.executable],
+        env={"PATH": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"a private one cannot be made here: {reason}." in done.stderr
+    assert all(way in done.stderr for way in NAMED)
+    assert done.stderr.endswith("Nothing outside this checkout has been changed.\n")
+    assert {path.name for path in checkout.iterdir()} <= {"deploy", ".runtime"}
