@@ -75,6 +75,8 @@ def main() -> None:
         results.append(result)
         rates = "  ".join(f"{step} {result[step]:7.1f} s {rows / result[step]:8.0f} rows/s" for step in STEPS)
         print(f"{rows:>9} rows  {rates}  peak {result['peak_mib']:6.0f} MiB", flush=True)
+    if len(results) < 2:
+        return
     first, last = results[-2:]
     grown = arguments.rows[-1] / arguments.rows[-2]
     for step in STEPS:
