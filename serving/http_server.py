@@ -18,7 +18,7 @@ import h11
 
 from serving.errors import Code, StartError, StatusError
 from serving.metrics import Metrics
-from serving.rest import Request, Response, RestApi
+from serving.rest import Request, Response, RestApi, too_large
 
 _log = logging.getLogger(__name__)
 _READ = 1 << 16
@@ -190,7 +190,7 @@ class HttpServer:
             elif isinstance(event, h11.Data):
                 size += len(event.data)
                 if size > self._limits.body_bytes:
-                    raise StatusError(Code.OUT_OF_RANGE, f"The request body exceeds {self._limits.body_bytes} bytes")
+                    raise too_large(self._limits.body_bytes)
                 body.append(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 assert head is not None
@@ -206,7 +206,7 @@ class HttpServer:
     def _check_length(self, head: h11.Request) -> None:
         for name, value in head.headers:
             if name == b"content-length" and int(value) > self._limits.body_bytes:
-                raise StatusError(Code.OUT_OF_RANGE, f"The request body exceeds {self._limits.body_bytes} bytes")
+                raise too_large(self._limits.body_bytes)
 
     async def _answer(self, request: Request) -> Response:
         loop = asyncio.get_running_loop()

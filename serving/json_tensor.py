@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ _FLOAT_FIELDS = {types_pb2.DT_FLOAT: "float_val", types_pb2.DT_DOUBLE: "double_v
 # What Python's parser says, as rapidjson says it, on whose words TensorFlow Serving's users depend.
 _PARSE_ERRORS = (
     ("Expecting property name", "Missing a name for object member."),
+    ("Illegal trailing comma before end of object", "Missing a name for object member."),  # since Python 3.13
     ("Expecting ':'", "Missing a colon after a name of object member."),
     ("Expecting ','", "Missing a comma or } after an object member, or a comma or ] after an array element."),
     ("Unterminated string", "Missing a closing quotation mark in string."),
@@ -65,16 +67,25 @@ def parse(body: bytes) -> dict[str, Any]:
         start = len(text) - len(text.lstrip(" \t\r\n"))
         document, _ = _DECODER.raw_decode(text, start)
     except UnicodeDecodeError as error:
-        raise invalid(f"JSON Parse error: Invalid encoding at offset: {error.start}") from None
+        raise invalid(f"JSON Parse error: Invalid encoding at offset: {_mark(body) + error.start}") from None
     except json.JSONDecodeError as error:
         words = next(ours for theirs, ours in _PARSE_ERRORS if error.msg.startswith(theirs))
         words = words if text.strip() else "The document is empty."
-        raise invalid(f"JSON Parse error: {words} at offset: {error.pos}") from None
+        place = error.pos
+        if "trailing comma" in error.msg:  # Python 3.13 gives its place, others the bracket's after it
+            place = len(text) - len(text[place + 1 :].lstrip())
+        offset = _mark(body) + len(text[:place].encode())
+        raise invalid(f"JSON Parse error: {words} at offset: {offset}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists nested by the thousand
         raise invalid(f"JSON Parse error: {type(error).__name__}") from None
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: ({_type(document)}) Is not object")
     return document
+
+
+def _mark(body: bytes) -> int:
+    """Bytes of the mark with which UTF-8 may begin; decoding leaves it out, and offsets count it."""
+    return len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
 
 
 # === Predict requests ===

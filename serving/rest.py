@@ -82,6 +82,7 @@ class RestApi:
         cors: add CORS headers.
         prometheus_path: where the metrics page is, or None for nowhere.
         accepts: whether an `Authorization` header is good enough.
+        body_bytes: largest body, uncompressed.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class RestApi:
         cors: bool = False,
         prometheus_path: str | None = None,
         accepts: Callable[[str], bool] = lambda header: True,
+        body_bytes: int = _MAX_UNCOMPRESSED,
     ):
         self._service = service
         self._timeout_s = timeout_s
         self._cors = cors
         self._prometheus_path = prometheus_path
         self._accepts = accepts
+        self._body_bytes = body_bytes
 
     @staticmethod
     def is_inference(request: Request) -> bool:
@@ -140,7 +143,7 @@ class RestApi:
                 call = Call(
                     lambda: None if end is None else end - time.monotonic(), request.alive, carrier=request.headers
                 )
-                return handlers[method](spec, _body(request), call)
+                return handlers[method](spec, _body(request, self._body_bytes), call)
         elif request.method == "GET" and (found := _STATUS.fullmatch(request.path)):
             if not found.group(1):
                 raise invalid("Missing model name in request.")
@@ -191,16 +194,23 @@ class RestApi:
         )
 
 
-def _body(request: Request) -> bytes:
-    """The body, uncompressed. Raises `StatusError`: it is not the gzip that it says it is, or far too large."""
+def too_large(limit: int) -> StatusError:
+    """The refusal of a body of more bytes than the limit."""
+    return StatusError(Code.OUT_OF_RANGE, f"The request body exceeds {limit} bytes")
+
+
+def _body(request: Request, limit: int) -> bytes:
+    """The body, uncompressed. Raises `StatusError`: it is not the gzip that it says it is, or too large."""
     if "gzip" not in request.headers.get("content-encoding", ""):
         return request.body
     gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        body = gzip.decompress(request.body, _MAX_UNCOMPRESSED)
+        body = gzip.decompress(request.body, min(limit, _MAX_UNCOMPRESSED) + 1)
     except zlib.error:
         raise invalid("Failed to uncompress the gzipped body") from None
-    if not gzip.eof:
+    if len(body) > limit:
+        raise too_large(limit)
+    if len(body) > _MAX_UNCOMPRESSED or not gzip.eof:
         raise invalid(f"Failed to uncompress the gzipped body: it is cut off, or over {_MAX_UNCOMPRESSED} bytes")
     return body
 

@@ -217,6 +217,7 @@ class ModelServer:
             flags.rest_api_enable_cors_support,
             prometheus_path,
             (lambda header: token_accepted(header, encoded)) if encoded else (lambda header: True),
+            flags.max_message_bytes,
         )
         limits = Limits(flags.rest_api_num_threads, flags.max_connections, flags.max_message_bytes)
         rest = HttpServer(api, flags.host, max(0, flags.rest_api_port), limits, metrics)

@@ -168,6 +168,14 @@ def test_unknown_models_versions_and_labels(half, path, status, words):
         (b"instances = [1, 2]", "JSON Parse error: Invalid value. at offset: 0"),
         (b'{"instances": [1.0', "JSON Parse error: Missing a comma or } after an object member, or a comma or ]"),
         (b"{instances: [1.0]}", "JSON Parse error: Missing a name for object member. at offset: 1"),
+        (b'{"instances": [1.0], }', "JSON Parse error: Missing a name for object member. at offset: 21"),
+        (b'{"instances": [1.0, ]}', "JSON Parse error: Invalid value. at offset: 20"),
+        (
+            b'\xef\xbb\xbf{"\xc3\xa9\xe2\x82\xac" 1}',
+            "JSON Parse error: Missing a colon after a name of object member. at offset: 12",
+        ),
+        (b'{"\xc3\xa9": "\xff"}', "JSON Parse error: Invalid encoding at offset: 8"),
+        (b'\xef\xbb\xbf{"\xff"}', "JSON Parse error: Invalid encoding at offset: 5"),
         (b'{"instances" [1.0]}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
         (b'{"instances": ["1.0]}', "JSON Parse error: Missing a closing quotation mark in string."),
         (b'{"instances": ["secret\\q"]}', "JSON Parse error: Invalid escape character in string."),
@@ -204,6 +212,28 @@ def test_predict_requests_that_are_wrong_say_where_and_never_what(half, body, wo
     status, found = call(half, "/v1/models/default:predict", body)
     assert (status, found["error"][: len(words)]) == (400, words)
     assert "secret" not in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("end", "words", "body"),
+    [
+        ("object", "Missing a name for object member. at offset: 12", '{"\u00e9": [1], }'),
+        ("array", "Invalid value. at offset: 11", '{"\u00e9": [1, ]}'),
+    ],
+)
+def test_python_3_13_s_words_for_a_comma_too_many_are_rapidjson_s(monkeypatch, end, words, body):
+    from serving import json_tensor
+    from serving.errors import StatusError
+
+    class Decoder:
+        def raw_decode(self, text, start):
+            raise json.JSONDecodeError(f"Illegal trailing comma before end of {end}", text, text.index(", "))
+
+    for decoder in (json_tensor._DECODER, Decoder()):  # this Python's, and that one's
+        monkeypatch.setattr(json_tensor, "_DECODER", decoder)
+        with pytest.raises(StatusError) as caught:
+            json_tensor.parse(body.encode())
+        assert caught.value.message == f"JSON Parse error: {words}"
 
 
 @pytest.mark.parametrize(
@@ -311,14 +341,31 @@ def test_a_gzipped_body_is_uncompressed_within_a_limit(half, monkeypatch):
     path, packed = "/v1/models/default:predict", {"Content-Encoding": "gzip"}
     body = gzip.compress(json.dumps({"instances": [2.0]}).encode())
     assert call(half, path, body, headers=packed) == (200, {"predictions": [3.0]})
-    for bad in (b'{"instances": [2.0]}', body[:-9]):
-        code, found = call(half, path, bad, headers=packed)
-        assert (code, found["error"][:39]) == (400, "Failed to uncompress the gzipped body: "[: len(found["error"])])
+    failed = "Failed to uncompress the gzipped body"
+    for bad, words in (
+        (b'{"instances": [2.0]}', failed),
+        (body[:-9], f"{failed}: it is cut off, or over {100 << 20} bytes"),
+    ):
+        assert call(half, path, bad, headers=packed) == (400, {"error": words})
     monkeypatch.setattr("serving.rest._MAX_UNCOMPRESSED", 1 << 20)
     code, found = call(half, path, gzip.compress(b" " * (1 << 20) + b"{}"), headers=packed)
     assert (code, found["error"]) == (
         400, "Failed to uncompress the gzipped body: it is cut off, or over 1048576 bytes",
     )  # fmt: skip
+
+
+def test_a_gzipped_body_is_held_to_the_limit_of_any_other(serve, toys):
+    running = serve(toys.half_plus_two, rest_api_port=-1, max_message_bytes=1000)
+    path, packed = "/v1/models/default:predict", {"Content-Encoding": "gzip"}
+    body = json.dumps({"instances": [2.0]}).encode()
+    for size, answer in (
+        (1000, (200, {"predictions": [3.0]})),
+        (1001, (400, {"error": "The request body exceeds 1000 bytes"})),
+        (100_000, (400, {"error": "The request body exceeds 1000 bytes"})),
+    ):
+        small = gzip.compress(body.ljust(size))
+        assert len(small) < 1000
+        assert call(running, path, small, headers=packed) == answer
 
 
 def test_bearer_tokens_guard_both_interfaces(serve, toys, tmp_path):
