@@ -203,6 +203,30 @@ def test_a_batch_keeps_within_its_tokens(busy, eventually):
     assert [len(b) for b in runner.batches] == [1, 2, 2, 1]
 
 
+def token_signatures() -> dict[str, SignatureDef]:
+    def signature(text: str) -> SignatureDef:
+        return text_format.Parse(text, SignatureDef())
+
+    lengths = 'outputs { key: "row_lengths" value { name: "n:0" dtype: DT_INT64 tensor_shape { dim { size: -1 } } } }'
+    return {
+        "serving_default": signature('inputs { key: "text" value { name: "default:0" dtype: DT_STRING } }'),
+        "tokens": signature('inputs { key: "text" value { name: "tokens:0" dtype: DT_STRING } }' + lengths),
+    }
+
+
+def test_tokens_that_cannot_be_counted_are_told_at_the_load(caplog):
+    class Failing:
+        def run(self, feeds, fetches, call):
+            raise StatusError(Code.INVALID_ARGUMENT, "secret")
+
+    count = token_counter(Failing(), token_signatures())
+    assert [record.getMessage() for record in caplog.records] == [
+        "the signature `tokens` fails on an empty text: INVALID_ARGUMENT"
+    ]
+    assert count({"default:0": np.array([b"abc"], object)}) is None
+    assert len(caplog.records) == 1
+
+
 def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_wait_for_the_graph():
     class Counting:
         def __init__(self) -> None:
@@ -212,16 +236,8 @@ def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_
             self.fed.append({name: text.tolist() for name, text in feeds.items()})
             return [np.array([len(t) for t in text]) for text in feeds.values()]
 
-    def signature(text: str) -> SignatureDef:
-        return text_format.Parse(text, SignatureDef())
-
-    lengths = 'outputs { key: "row_lengths" value { name: "n:0" dtype: DT_INT64 tensor_shape { dim { size: -1 } } } }'
-    signatures = {
-        "serving_default": signature('inputs { key: "text" value { name: "default:0" dtype: DT_STRING } }'),
-        "tokens": signature('inputs { key: "text" value { name: "tokens:0" dtype: DT_STRING } }' + lengths),
-    }
     runner, feeds = Counting(), {"default:0": np.array([b"abc", b"d"], object)}
-    count = token_counter(runner, signatures)
+    count = token_counter(runner, token_signatures())
     assert runner.fed == [{"tokens:0": [b""]}]
     assert count(feeds).tolist() == [3, 1]
     assert token_counter(runner, {})(feeds) is None
