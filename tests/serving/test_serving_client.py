@@ -105,6 +105,20 @@ class Scripted(grpc.GenericRpcHandler):
         return response.SerializeToString()
 
 
+@pytest.fixture
+def scripted():
+    """A function of status codes: a `Scripted` server, stopped at the end of the test."""
+    started = []
+
+    def start(codes):
+        started.append(Scripted(codes))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.stop(None).wait()
+
+
 OK, FULL, NOWHERE, BROKEN = (
     grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL,
 )  # fmt: skip
@@ -120,18 +134,18 @@ OK, FULL, NOWHERE, BROKEN = (
         ([grpc.StatusCode.UNAUTHENTICATED, OK], 1, AuthenticationError),
     ],
 )  # fmt: skip
-def test_only_a_full_server_or_none_is_asked_again(asynchronous, codes, calls, outcome):
-    scripted = Scripted(codes)
+def test_only_a_full_server_or_none_is_asked_again(scripted, asynchronous, codes, calls, outcome):
+    server = scripted(codes)
     options = Options(retry=Retry(attempts=3, initial_s=0.001))
 
     async def ask_asynchronously():
-        async with AsyncClient(scripted.target, "m", options) as client:
+        async with AsyncClient(server.target, "m", options) as client:
             return await client.predict(["a"])
 
     def ask():
         if asynchronous:
             return asyncio.run(ask_asynchronously())
-        with Client(scripted.target, "m", options) as client:
+        with Client(server.target, "m", options) as client:
             return client.predict(["a"])
 
     if outcome == "yes":
@@ -140,8 +154,7 @@ def test_only_a_full_server_or_none_is_asked_again(asynchronous, codes, calls, o
         with pytest.raises(outcome) as caught:
             ask()
         assert type(caught.value) is outcome
-    assert scripted.calls == calls
-    scripted.server.stop(None)
+    assert server.calls == calls
 
 
 def test_a_text_that_cannot_be_encoded_is_named_by_its_number_only():

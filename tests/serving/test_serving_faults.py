@@ -299,13 +299,30 @@ def _first_bytes(connection: socket.socket) -> bytes:
     return connection.recv(4096)
 
 
-def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp_path):
-    parameters = tmp_path / "p.txt"
-    parameters.write_text("max_batch_size { value: 64 } batch_timeout_micros { value: 1500000 }")
+def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp_path, eventually):
+    parameters, monitoring = tmp_path / "p.txt", tmp_path / "monitoring.config"
+    parameters.write_text("max_batch_size { value: 64 } batch_timeout_micros { value: 3000000 }")
+    monitoring.write_text("prometheus_config { enable: true }")
     process = spawn(
         f"--model_base_path={toys.text}", "--model_name=m", "--enable_batching",
-        f"--batching_parameters_file={parameters}", "--grpc_max_threads=16", rest=True,
+        f"--batching_parameters_file={parameters}", f"--monitoring_config_file={monitoring}", "--grpc_max_threads=16",
+        rest=True,
     )  # fmt: skip
+
+    def waiting() -> bool:
+        with urllib.request.urlopen(process.rest + "/monitoring/prometheus/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        name = ":biobert_cnn:serving:requests_in_flight"
+        return {f'{name}{{entrypoint="GRPC"}} 5', f'{name}{{entrypoint="REST"}} 1'} <= set(lines)
+
+    def closed() -> bool:
+        host, port = process.rest.removeprefix("http://").split(":")
+        try:
+            socket.create_connection((host, int(port)), 5).close()
+        except ConnectionError:
+            return True
+        return False
+
     over_rest: list[int] = []
 
     def ask_rest() -> None:
@@ -317,9 +334,9 @@ def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(spawn, toys, tmp
     thread.start()
     with grpc.insecure_channel(process.target) as channel:
         calls = [channel.unary_unary(PREDICT).future(make_request([b"a" * 10]), timeout=30) for _ in range(5)]
-        time.sleep(0.4)  # they wait for their batch
+        eventually(waiting)  # all in one batch
         process.popen.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        eventually(closed)  # gRPC's before REST's
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(PREDICT)(make_request([b"late"]), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
