@@ -94,10 +94,10 @@ class DataConfig(Section):
         bad = [glob for glob in self.splits.values() if glob.startswith("/") or "**" in glob or ".." in glob.split("/")]
         if bad:
             raise ValueError(f"splits: {bad[0]!r} must be a glob inside data.input, without '**' and '..'")
-        fields = {field for glob in self.splits.values() for field in re.findall(r"\{\w+\}", glob)}
+        fields = {field for glob in self.splits.values() for field in re.findall(r"\{[^{}]*\}", glob)}
         if unknown := sorted(fields - {"{SPAN}", "{VERSION}"}):
             dates = " A day is the span that is numbered YYYYMMDD: data/{SPAN}/train.csv finds data/20261126/train.csv"
-            hint = dates if fields & {"{YYYY}", "{MM}", "{DD}"} else ""
+            hint = dates if any(re.search("YYYY|MM|DD", field) for field in unknown) else ""
             raise ValueError(f"splits: {', '.join(unknown)}: the fields are {{SPAN}} and {{VERSION}}.{hint}")
         spans = {"{SPAN}" in glob for glob in self.splits.values()}
         versions = {"{VERSION}" in glob for glob in self.splits.values()}

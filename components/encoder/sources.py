@@ -128,6 +128,8 @@ def _download(repo: str, revision: str) -> Path:
             f"encoder.weights: {repo}@{revision} is not in the local cache and cannot be downloaded; "
             "connect once, or put its files into a folder and name that"
         ) from None
+    except (AttributeError, NameError, TypeError):
+        raise  # a fault of ours, or a client of another version
     except Exception as error:  # of HTTP, a proxy, the disk, or a transfer in its own library
         raise CheckpointError(f"encoder.weights: {repo}@{revision}: {type(error).__name__} from the hub") from None
     raise CheckpointError(f"encoder.weights: {repo}@{revision} has neither safetensors nor pytorch_model.bin")

@@ -115,6 +115,11 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
         ("data.splits={train='train.csv'}", "give 'train' and 'eval'"),
         ("data.splits.train='/x/*.csv'", "must be a glob inside data.input"),
         ("data.splits.train='{SPAM}.csv'", "splits: {SPAM}: the fields are {SPAN} and {VERSION}."),
+        ("data.splits.train='{SPAN:3}/train.csv'", "splits: {SPAN:3}: the fields are {SPAN} and {VERSION}."),
+        (
+            "data.splits.train='{YYYY-MM}/train.csv'",
+            "{YYYY-MM}: the fields are {SPAN} and {VERSION}. A day is the span",
+        ),
         (
             "data.splits.train='{YYYY}-{MM}-{DD}/train.csv'",
             "{DD}, {MM}, {YYYY}: the fields are {SPAN} and {VERSION}. A day is the span that is numbered YYYYMMDD",

@@ -435,3 +435,15 @@ def test_what_the_hubs_client_meets_is_named_without_its_message(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(CheckpointError, match=f"organisation/name@{REVISION}: ProxyError from the hub$"):
         find_source(f"organisation/name@{REVISION}")
+
+
+@pytest.mark.parametrize("fault", [AttributeError, NameError, TypeError])
+def test_a_fault_of_the_program_is_not_told_as_one_of_the_hub(monkeypatch, fault):
+    import huggingface_hub
+
+    def snapshot_download(*_, **__):
+        raise fault("of the program")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(fault, match="of the program"):
+        find_source(f"organisation/name@{REVISION}")

@@ -97,8 +97,11 @@ def test_the_vocabulary_of_pretrained_weights_tells_the_case_of_their_text():
     cased, lower = [*special, "fever", "Fever", "##s"], [*special, "fever", "##s", "\u0391"]
     check_case(cased, lower_case=False)
     check_case(lower, lower_case=True)
+    check_case([*lower * 25, "@GENE$", "<CHEM>"], lower_case=True)
     with pytest.raises(ConfigError, match=r"lower_case: is true, .* of cased text: .* in 1 of its tokens"):
         check_case(cased, lower_case=True)
+    with pytest.raises(ConfigError, match="in 2 of its tokens"):
+        check_case([*lower * 24, "@GENE$", "<CHEM>"], lower_case=True)
     with pytest.raises(ConfigError, match=r"lower_case: is false, .* of lower-cased text"):
         check_case(lower, lower_case=False)
 
