@@ -8,13 +8,14 @@ runs a command in the pipeline's environment. By the configuration's `airflow.ta
 
 - "steps": one task a step, `biobert-cnn step`. A run takes three parameters: `config`, another configuration file of
   the same steps; `span`, with which the window of spans ends; `set`, overrides "section.key=value";
-- "schedule_once": one task, `biobert-cnn schedule once`, which runs what the section [schedule] says is due.
+- "schedule_once": one task, `biobert-cnn schedule once`, which runs what the section [schedule] says is due. Airflow
+  does not try it again: the schedule makes a run's further attempts itself, at the looks that follow.
 
 One run at a time holds a pipeline root, from its first task to its last: a DAG has one active run, a root one DAG, and
 the pool one slot. A run that is triggered, or cleared, meanwhile waits in state "queued".
 
 A task fails for good where another try cannot help: refused data, a wrong configuration, a broken gate. Correct what it
-names, then clear the task: the run goes on from there.
+names, then clear the task: the run goes on from there (of the schedule: after `biobert-cnn schedule retry`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ from airflow.models.param import Param
 from airflow.operators.python import PythonOperator
 
 _BAD_USAGE, _REFUSED = 2, 3  # exit statuses
+_KEYS = {
+    "dag_id", "command", "program", "config", "set", "root", "schedule", "time_zone", "start", "pool", "retry_delay_s",
+    "final", "steps",
+}  # fmt: skip
 
 
 def run_task(compiled: dict, step: str, **context) -> dict:
@@ -55,7 +60,9 @@ def run_task(compiled: dict, step: str, **context) -> dict:
         return result
     about = result.get("run") or {}  # of `schedule once`
     reason = result.get("error") or about.get("cause") or f"{compiled['program']} ended with status {status}"
-    if status in (_BAD_USAGE, _REFUSED) or result.get("error_kind") in compiled["final"]:  # nobody's passing trouble
+    lasting = status in (_BAD_USAGE, _REFUSED) or result.get("error_kind") in compiled["final"]
+    # The schedule has recorded the run: another look may find nothing due, and the failure would go green.
+    if lasting or about.get("status") in ("failed", "retry"):
         raise AirflowFailException(reason)
     raise AirflowException(reason)
 
@@ -112,15 +119,26 @@ def make_dag(compiled: dict) -> DAG:
 
 
 def _read(folder: Path) -> list[dict]:
-    """What was compiled into the folder; two DAGs on one root are refused, for their runs would mix there."""
+    """What was compiled into the folder, and nothing else that lies there.
+
+    Raises:
+      AirflowException: two are on one root, where their runs would mix, or an older `compile` wrote one.
+    """
     found: dict[tuple[str, str], Path] = {}
     descriptions = []
     for file in sorted(folder.glob("*.json")):
-        compiled = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("root", "dag_id"):
-            other = found.setdefault((key, compiled[key]), file)
+        try:
+            compiled = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if not isinstance(compiled, dict) or not {"dag_id", "root", "steps"} <= compiled.keys():
+            continue
+        if not compiled.keys() >= _KEYS:
+            raise AirflowException(f"{file}: an older `{compiled.get('program')} compile` wrote it; compile it again")
+        for key, value in (("root", str(Path(compiled["root"]).resolve())), ("dag_id", compiled["dag_id"])):
+            other = found.setdefault((key, value), file)
             if other != file:
-                raise AirflowException(f"{other} and {file} have the same {key}, {compiled[key]}; remove one")
+                raise AirflowException(f"{other} and {file} have the same {key}, {value}; remove one")
         descriptions.append(compiled)
     return descriptions
 

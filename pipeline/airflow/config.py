@@ -18,9 +18,9 @@ class AirflowConfig(LocalConfig):
     tasks: Literal["steps", "schedule_once"] = "steps"
     program: str = "biobert-cnn"  # of the pipeline's environment, as the Airflow worker finds it
     dag_id: FileName | None = None  # None: biobert_cnn_<configuration's name>
-    schedule: Cron | None = None  # None: by hand, by `airflow dags trigger` or its API; schedule_once: when to look
+    schedule: Cron | None = None  # None: by hand, by `airflow dags trigger` or its API; schedule_once needs it: to look
     time_zone: TimeZone = "UTC"
     start: datetime.date = datetime.date(2026, 1, 1)
     pool: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None  # None: one named after the pipeline root
-    retries: NonNegativeInt = 1
+    retries: NonNegativeInt = 1  # of a step; schedule_once is tried once, its runs by schedule.attempts
     retry_delay_s: Seconds = 300.0

@@ -28,8 +28,8 @@ def compile_to(config: Config, path: Path, overrides: list[str], output: Path) -
       The tasks' ids, and the pool that they need.
 
     Raises:
-      ConfigError: the configuration has no fixed steps, or no trigger for `schedule_once`; or the output is no JSON
-        file, or another DAG beside it has the same pipeline root or id.
+      ConfigError: the configuration has no fixed steps, or for `schedule_once` no trigger or no times to look at; or
+        the output is no JSON file, or another DAG beside it has the same pipeline root or id.
     """
     if output.suffix != ".json":
         raise ConfigError(f"--output {output}: name a file that ends with .json, beside biobert_cnn.py")
@@ -71,7 +71,7 @@ def _check_others(found: dict[str, Any], output: Path) -> None:
             continue
         try:
             compiled = json.loads(other.read_text(encoding="utf-8"))
-            same = [key for key in remedy if compiled[key] == found[key]]
+            same = [key for key in remedy if _same(key, compiled[key], found[key])]
         except (OSError, ValueError, TypeError, KeyError):  # something else that lies there
             continue
         for key in same:
@@ -79,6 +79,10 @@ def _check_others(found: dict[str, Any], output: Path) -> None:
                 f"--output {output}: {other} has the same {key}, {found[key]}, and runs of the two would mix; "
                 f"take one of them away, or give this one its own with --set {remedy[key]}"
             )
+
+
+def _same(key: str, one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve() if key == "root" else one == other
 
 
 def _steps(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
@@ -101,11 +105,15 @@ def _steps(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _one_look(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """The one task of `schedule once`; the schedule itself knows what is worth another try."""
+    """The one task of `schedule once`, tried once: the schedule itself makes a run's attempts, look by look."""
     if not config.schedule.any_trigger:
         raise ConfigError(
             "airflow.tasks = 'schedule_once': [schedule] has nothing that starts a run; set on_new_span = true, cron, "
             "drift, serving_drift or min_score"
         )
-    own = config.airflow
-    return [{"id": "schedule_once", "after": [], "retries": own.retries, "timeout_s": own.timeout_s}], []
+    if config.airflow.schedule is None:
+        raise ConfigError(
+            "airflow.tasks = 'schedule_once': the DAG would never look whether a run is due; say when, for example "
+            "--set airflow.schedule='*/10 * * * *'"
+        )
+    return [{"id": "schedule_once", "after": [], "retries": 0, "timeout_s": config.airflow.timeout_s}], []

@@ -14,9 +14,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from pipeline.records import root_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
@@ -153,6 +156,7 @@ def airflow(project, program: Path, tmp_path_factory: pytest.TempPathFactory) ->
     once = (
         "airflow.dag_id=retrain",
         "airflow.tasks=schedule_once",
+        "airflow.schedule=0 3 1 1 *",
         f"paths.root={project.folder / 'scheduled'}",
     )
     pools.append(compile_to(project, found.dags / "once.json", f"airflow.program={program}", *once))
@@ -204,9 +208,12 @@ def runs(project, airflow: Airflow) -> dict[str, dict]:
     }
     found["versions"] = project.versions
     project.config.write_text(good)
-    assert airflow.wait("second", "running", "success", "failed") == "running"
-    ((date,),) = airflow.query("SELECT execution_date FROM dag_run WHERE run_id = 'first'")
-    airflow.call("tasks", "clear", DAG_ID, "-t", "^evaluator$", "--downstream", "--yes", "-s", date, "-e", date)
+    with root_lock(project.root, wait=True):  # the second's next step waits, until the first has been cleared
+        assert airflow.wait("second", "running", "success", "failed") == "running"
+        ((date,),) = airflow.query("SELECT execution_date FROM dag_run WHERE run_id = 'first'")
+        airflow.call("tasks", "clear", DAG_ID, "-t", "^evaluator$", "--downstream", "--yes", "-s", date, "-e", date)
+        found["cleared"] = airflow.query(f"SELECT run_id, state FROM dag_run WHERE dag_id = '{DAG_ID}' ORDER BY 1")
+        found["cleared_at"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as Airflow writes times
     assert airflow.wait("second", "success", "failed") == "failed"
     assert airflow.wait("first", "success", "failed") == "success", airflow.log("first", "evaluator")
     return found
@@ -250,7 +257,8 @@ def test_one_run_at_a_time_holds_a_pipeline_root_from_its_first_task_to_its_last
     assert (len(first), len(second)) == (10, 5)
     before, again = first[:7], first[7:]  # the evaluator's first try has no row of its own any more
     assert max(end for _, end in before) <= second[0][0]
-    assert second[-1][1] <= again[0][0], "cleared while the second was active, and it waited"
+    assert runs["cleared"] == [("first", "queued"), ("second", "running")]
+    assert runs["cleared_at"] < second[-1][1] <= again[0][0], "cleared while the second was active, and it waited"
     (pool,) = airflow.query(f"SELECT DISTINCT pool FROM task_instance WHERE dag_id = '{DAG_ID}'")
     assert airflow.query(f"SELECT slots FROM slot_pool WHERE pool = '{pool[0]}'") == [(1,)]
 
@@ -297,6 +305,8 @@ def test_tasks_fail_for_good_only_where_another_try_cannot_help(airflow: Airflow
         (0, {"reason": "nothing is due"}, [], "{'reason': 'nothing is due'}"),
         (3, refused, [], "AirflowFailException macro_f1 0.4 breaks its bound 0.6"),
         (2, {}, [], f"AirflowFailException {tmp_path}/program ended with status 2"),
+        (1, {"run": {"status": "failed", "cause": "x"}}, [], "AirflowFailException x"),
+        (1, {"run": {"status": "retry", "cause": "disk full"}}, [], "AirflowFailException disk full"),
         (1, {"error": "bad rows", "error_kind": "DataError"}, [], "AirflowFailException bad rows"),
         (1, {"error": "disk full", "error_kind": "OSError"}, [], "AirflowException disk full"),
         (0, {}, ["paths.root=/other"], "AirflowFailException set: paths.root=/other: this DAG holds /r; compile"),

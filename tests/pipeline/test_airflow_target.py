@@ -1,18 +1,17 @@
 """`biobert-cnn compile --target airflow`: the DAG's description, and what it refuses."""
 
+import importlib.util
 import json
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 
 from components.errors import ConfigError
-from components.push.publish import publish
 from pipeline.airflow.target import compile_to
 from pipeline.config import load_config
-from pipeline.one_step import Overtaken, run_step
-from pipeline.records import read_records, write_record
-from pipeline.run import blank_record
 from pipeline.steps import STEPS
 
 
@@ -64,9 +63,13 @@ def test_one_task_that_asks_the_schedule(minimal: Path) -> None:
     with pytest.raises(ConfigError, match=r"airflow\.tasks = 'schedule_once': \[schedule\] has nothing that starts"):
         compiled(minimal, *once)
     minimal.write_text(f"{minimal.read_text()}[schedule]\non_new_span = true\n")
-    found = compiled(minimal, *once)
-    assert found["command"] == ["schedule", "once"]
-    assert found["steps"] == [{"id": "schedule_once", "after": [], "retries": 2, "timeout_s": 7200.0}]
+    with pytest.raises(ConfigError, match=r"would never look .* --set airflow\.schedule='\*/10 \* \* \* \*'"):
+        compiled(minimal, *once)
+    found = compiled(minimal, *once, "airflow.schedule=*/10 * * * *")
+    assert (found["command"], found["schedule"]) == (["schedule", "once"], "*/10 * * * *")
+    (task,) = found["steps"]
+    # Not airflow.retries: a run's attempts are the schedule's.
+    assert task == {"id": "schedule_once", "after": [], "retries": 0, "timeout_s": 7200.0}
 
 
 def test_second_dag_on_the_same_root_is_refused(minimal: Path) -> None:
@@ -77,6 +80,9 @@ def test_second_dag_on_the_same_root_is_refused(minimal: Path) -> None:
     second = minimal.parent / "dags" / "second.json"
     with pytest.raises(ConfigError, match=r"mine\.json has the same root, /srv/root, and runs of the two would mix"):
         compile_to(config, minimal, [], second)
+    (minimal.parent / "link").symlink_to("/srv/root")
+    with pytest.raises(ConfigError, match=r"mine\.json has the same root"):
+        compile_to(load_config(minimal, [f"paths.root={minimal.parent}/link"]), minimal, [], second)
     with pytest.raises(ConfigError, match=r"the same dag_id, biobert_cnn_mine, .* --set airflow\.dag_id=NAME"):
         compile_to(load_config(minimal, ["paths.root=/srv/another"]), minimal, [], second)
     compile_to(load_config(minimal, ["paths.root=/srv/another", "airflow.dag_id=another"]), minimal, [], second)
@@ -102,35 +108,41 @@ def test_mistakes_in_the_section_are_named(minimal: Path, override: str, expecte
     assert expected in str(caught.value)
 
 
-def test_run_of_a_step_must_be_a_time(minimal: Path) -> None:
-    with pytest.raises(ConfigError, match="--run manual__1: write the time"):
-        run_step(lambda more: load_config(minimal, more), "examples", "manual__1", "")
+class AirflowException(Exception):
+    """Airflow's, which is in an environment of its own."""
 
 
 @pytest.fixture
-def pushed(minimal: Path) -> Callable[..., None]:
-    """Publishes versions to the root beside the configuration."""
-    serving = load_config(minimal, [f"paths.root={minimal.parent}/root"]).serving_dir
-
-    def publish_one(number: int, fingerprint: str = "other") -> None:
-        model = minimal.parent / "model"
-        model.mkdir(exist_ok=True)
-        (model / "saved_model.pb").write_text(str(number))
-        publish(model, serving, 9, lambda _: {"run": {"fingerprint": fingerprint}}, str(number), lambda: float(number))
-
-    return publish_one
-
-
-def run_push(minimal: Path, record: dict) -> None:
-    root = minimal.parent / "root"
-    write_record(root, {**blank_record(), "run_id": "20270131T235959", "attempt": 0, **record})
-    run_step(lambda more: load_config(minimal, [f"paths.root={root}", *more]), "push", "20270131T235959", "")
+def dag_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """deploy/airflow/biobert_cnn.py, in front of an Airflow that does nothing."""
+    airflow = MagicMock()
+    airflow.exceptions.AirflowException = airflow.exceptions.AirflowFailException = AirflowException
+    for name in ("", ".exceptions", ".models", ".models.param", ".operators", ".operators.python"):
+        monkeypatch.setitem(sys.modules, f"airflow{name}", getattr(airflow, name[1:]) if name else airflow)
+    monkeypatch.setitem(sys.modules, "pendulum", MagicMock())
+    path = Path(__file__).parents[2] / "deploy" / "airflow" / "biobert_cnn.py"
+    spec = importlib.util.spec_from_file_location("biobert_cnn", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_push_of_a_model_that_was_compared_with_another_live_version_is_refused(minimal: Path, pushed) -> None:
-    pushed(100)
-    pushed(200)
-    with pytest.raises(Overtaken, match=r"the live version was 100 when .* and is 200 now; run the evaluator again"):
-        run_push(minimal, {"live": 100})
-    (record,) = read_records(minimal.parent / "root")
-    assert (record["status"], record["step"], record["error_kind"]) == ("failed", "push", "Overtaken")
+def test_dag_file_reads_what_was_compiled_and_passes_over_what_else_lies_there(minimal: Path, dag_file) -> None:
+    mine = compiled(minimal)
+    dags = minimal.parent / "dags"
+    for number, text in enumerate(("[]", '{"dag_id": "somebody else\'s"}', "no JSON", "7", '{"root": null}')):
+        (dags / f"other-{number}.json").write_text(text)
+    assert dag_file._read(dags) == [mine]
+    (dags / "older.json").write_text(json.dumps({key: mine[key] for key in mine if key != "command"}))
+    with pytest.raises(AirflowException, match=r"older\.json: an older `biobert-cnn compile` wrote it; compile"):
+        dag_file._read(dags)
+
+
+def test_dag_file_knows_one_root_by_its_two_names(minimal: Path, dag_file) -> None:
+    mine = compiled(minimal, f"paths.root={minimal.parent}")
+    dags = minimal.parent / "dags"
+    (minimal.parent / "link").symlink_to(minimal.parent)
+    second = {**mine, "root": str(minimal.parent / "link"), "dag_id": "second"}
+    (dags / "second.json").write_text(json.dumps(second))
+    with pytest.raises(AirflowException, match=r"mine\.json and .*second\.json have the same root"):
+        dag_file._read(dags)
