@@ -4,8 +4,8 @@ All steps of a run write one record, `runs/<run>.json`, as a local run does. In 
 step is made again: then a new one begins that takes over everything that does not depend on the step.
 
 A step waits while another process holds the root. That one run after the other works on it, from its first step to its
-last, is the orchestrator's part; a version that comes live between a run's evaluator and its push all the same, by a
-run of another kind or a rollback, is noticed here.
+last, is the orchestrator's part; a version that comes live all the same, by a run of another kind or a rollback,
+between the look-up of the live model that a run's model is compared with and its push, is noticed here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
     Args:
       load: reads the configuration, with further overrides.
       step: a node's id; `examples_N` for the N-th newest span of the window.
-      run: YYYYMMDDTHHMMSS; the steps of one run are called with the same.
+      run: YYYYMMDDTHHMMSS or YYYYMMDDTHHMMSS-NNNN; the steps of one run are called with the same.
       span: the window ends with this one; "" for the newest there is when the run's first step starts.
 
     Returns:
@@ -47,7 +47,10 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
       PipelineError: the step failed; the record says so too.
     """
     if not records.RUN_ID.fullmatch(run):
-        raise ConfigError(f"--run {run}: write the time at which the run began, for example 20270131T235959")
+        raise ConfigError(
+            f"--run {run}: write the time at which the run began, for example 20270131T235959, or 20270131T235959-0001 "
+            "for another of the same second"
+        )
     config = load([f"window.until={span}"] if span else [])
     with records.root_lock(config.root, wait=True):
         record = next((item for item in records.read_records(config.root) if item["run_id"] == run), None)
@@ -61,13 +64,11 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
         return _run_and_record(config, step, record)
 
 
-def _check_live(config: Config, step: str, record: dict[str, Any]) -> None:
-    """The evaluator notes the version that it compares with; `push` refuses where it is no longer the live one."""
+def _check_live(config: Config, record: dict[str, Any]) -> None:
+    """Before a push: the version that the model was compared with must still be the live one."""
     live, facts = observe.live_version(config.serving_dir)
     own = (facts.get("run") or {}).get("fingerprint") == record["fingerprint"]  # pushed by a task that was killed then
-    if step == "evaluator":
-        record["live"] = live
-    elif step == "push" and live != record.get("live", live) and not own:
+    if live != record.get("live", live) and not own:
         raise Overtaken(
             f"{config.serving_dir}: the live version was {record['live'] or 'none'} when the model was compared with "
             f"it, and is {live or 'none'} now; run the evaluator again, and what comes after it"
@@ -86,7 +87,8 @@ def _run_and_record(config: Config, step: str, record: dict[str, Any]) -> dict[s
     try:
         with quiet(log):
             record.update(error=None, error_kind=None, step=None, last_step=None)
-            _check_live(config, step, record)
+            if step == "push":
+                _check_live(config, record)
             _run(config, step, record)
     except BaseException as error:
         record.update({**failure(error), "status": "failed", "step": step})
@@ -129,6 +131,10 @@ def _run(config: Config, step: str, record: dict[str, Any]) -> None:
         waited_for = local.step_id(node) in own.pipeline_node.upstream_nodes
         looks_up = local.is_resolver(node) and waited_for
         if node is own or (looks_up and not metadata_runs.has_run(connection, ir, local.step_id(node))):
+            if local.step_id(node) == "live_model":  # before it: one that comes live meanwhile is another
+                record["live"] = observe.live_version(config.serving_dir)[0]
+                # At once: where the step is killed, it may not look it up again.
+                records.write_record(config.root, {**record, "status": records.INTERRUPTED, "step": step})
             local.launch(ir, deployment, connection, node, lambda name, event, _: events.update({name: event}), result)
     record.update(outcome(metadata_runs.outputs(connection, ir)))
     record["last_step"] = events[nodes[step]]

@@ -57,7 +57,7 @@ def compile_command(
 def step_command(
     config: ConfigPath,
     step: Annotated[str, typer.Argument(help="As `compile --target airflow` names it.")],
-    run: Annotated[str, typer.Option(help="YYYYMMDDTHHMMSS, the same for all steps of a run.")],
+    run: Annotated[str, typer.Option(help="YYYYMMDDTHHMMSS or YYYYMMDDTHHMMSS-NNNN, the same for all steps of a run.")],
     span: Annotated[str, typer.Option(help="The window of spans ends with this one.")] = "",
     set_: Overrides = None,
     as_json: AsJson = False,
