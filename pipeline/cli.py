@@ -17,6 +17,7 @@ import typer
 
 from components.errors import ConfigError, PipelineError
 from pipeline import orchestrators
+from pipeline.environment import library_settings
 from pipeline.retraining import commands
 
 app = typer.Typer(
@@ -278,10 +279,7 @@ orchestrators.register(app, errors_in_words)
 
 def main() -> None:
     """The console script."""
-    # TensorFlow's C++ side writes to the terminal what no user can act on, such as that there is no GPU.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Keras would read ~/.keras/keras.json, and write it where there is none: a run depends on its configuration alone.
-    os.environ.setdefault("KERAS_HOME", os.devnull)
+    os.environ.update(library_settings())
     app()
 
 

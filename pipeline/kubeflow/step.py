@@ -19,6 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.environment import library_settings
+
+os.environ.update(library_settings())
+
 from google.protobuf import json_format
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor

@@ -1,6 +1,7 @@
 """What `biobert-cnn compile` writes, read with Kubeflow's own messages, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
 from components.errors import ConfigError
 from pipeline.config import load_config
+from pipeline.environment import library_settings
 from pipeline.kubeflow import ledger
 from pipeline.kubeflow.target import compile_to
 
@@ -23,6 +25,16 @@ TASKS = (
     "anomalies", "data-gate", "evaluator", "examples", "push", "resolve", "schema", "serving-check", "statistics",
     "trainer", "transform",
 )  # fmt: skip
+WHEN_TFX_IS_IMPORTED = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name in ("tensorflow", "tfx"):
+            print(os.environ.get("KERAS_HOME"), os.environ.get("TF_CPP_MIN_LOG_LEVEL"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+__import__(sys.argv[1])
+"""
 GPU = 'kubeflow.steps.trainer={gpus=1, gpu_type="%s", memory="16Gi", cpu=8, retries=2}'
 
 
@@ -388,3 +400,15 @@ def test_image_may_be_named_by_digest(minimal: Path) -> None:
     image = f"registry.example/pipeline@sha256:{'0' * 64}"
     _, deployment = parts(compiled(minimal, "kubeflow", ".yaml", f"kubeflow.image='{image}'")[0])
     assert {executor.container.image for executor in deployment.executors.values()} == {image}
+
+
+@pytest.mark.parametrize("module", ["step", "resolve"])
+@pytest.mark.parametrize(("given", "expected"), [({}, f"{os.devnull} 3"), ({"KERAS_HOME": "/k"}, "/k 3")])
+def test_containers_keep_keras_out_of_the_home_folder(module: str, given: dict[str, str], expected: str) -> None:
+    """Keras reads the variable when TFX brings it."""
+    environment = {name: value for name, value in os.environ.items() if name not in library_settings()}
+    done = subprocess.run(
+        [sys.executable, "-c", WHEN_TFX_IS_IMPORTED, f"pipeline.kubeflow.{module}"],
+        env={**environment, "PYTHONPATH": str(ROOT), **given}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"{expected}\n", done.stderr

@@ -1,0 +1,16 @@
+"""What the libraries underneath read from the environment when they are imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def library_settings() -> dict[str, str]:
+    """Variables to set before TensorFlow, which brings Keras, is imported; what the caller's environment says holds."""
+    settings = {
+        # TensorFlow's C++ side writes what no user can act on, such as that there is no GPU, and may quote data.
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        # Keras would read ~/.keras/keras.json, and write it where there is none: a run depends on its configuration.
+        "KERAS_HOME": os.devnull,
+    }
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
