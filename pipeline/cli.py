@@ -84,7 +84,7 @@ def run_command(
     try:
         loaded = _load(config, set_)
         check_steps(from_step, to_step, steps_of(loaded))
-        if not has_spans(loaded.data):  # a span that is no good is refused by its ingest, and by itself
+        if trigger is None and not has_spans(loaded.data):  # else the ingest refuses the data, on record, a span alone
             check_columns(config, loaded)
         record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:

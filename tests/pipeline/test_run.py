@@ -15,7 +15,8 @@ from pipeline import run as runs
 from pipeline.cli import app
 from pipeline.config import Config, load_config
 from pipeline.local import StepError
-from pipeline.records import write_record
+from pipeline.records import read_records, write_record
+from pipeline.retraining.results import status_of
 from pipeline.summary import print_summary
 
 PROMISED = {"status", "version", "model_path", "metrics", "baseline", "gates", "seconds"}
@@ -55,6 +56,22 @@ def test_failed_run_has_every_promised_key_and_names_its_step(
     assert (found["error"], found["version"]) == ("the data was refused", None)
     assert found["seconds"]["total"] >= 0
     assert json.loads((config.root / "runs" / f"{found['run_id']}.json").read_text()) == found
+
+
+def test_scheduled_run_leaves_the_columns_to_its_ingest_which_refuses_the_data_on_record(
+    config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StepError("examples", "dev.csv: the column 'outcome' is missing", DataError.exit_status, "DataError")
+
+    monkeypatch.setattr(runs, "_prepare", refuse)
+    settings = ["--set", f"paths.root={config.root}", "--set", "data.columns.label=outcome", "--json"]
+    assert CliRunner().invoke(app, ["run", str(minimal), *settings]).exit_code == ConfigError.exit_status
+    assert read_records(config.root) == []
+    done = CliRunner().invoke(app, ["run", str(minimal), *settings, "--trigger", "span:0:abc"])
+    (kept,) = read_records(config.root)
+    assert json.loads(done.stdout) == kept
+    assert (status_of(kept), kept["step"], kept["trigger"]) == ("refused", "examples", "span:0:abc")
 
 
 def test_wrong_configuration_is_a_json_object_too(tmp_path: Path) -> None:
