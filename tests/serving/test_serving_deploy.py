@@ -37,6 +37,13 @@ def docker_arguments() -> list[str]:
     return json.loads(command.replace("\\\n", ""))
 
 
+def test_the_image_is_built_by_the_name_that_compose_file_and_deployment_ask_for():
+    named = re.findall(r"^#.*?(biobert-cnn-serving\S*)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(named) == 2, "to build and to run"
+    asked = {service["image"] for service in load("compose.yaml")["services"].values()} | {container()["image"]}
+    assert set(named) == {image for image in asked if image.startswith("biobert-cnn-serving")}
+
+
 @pytest.mark.parametrize("name", ["models.config", "models.canary.config"])
 def test_the_model_configurations_parse_and_name_one_model(name):
     from tensorflow_serving.config import model_server_config_pb2
