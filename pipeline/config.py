@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from components import config as sections
 from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
+from components.transform.vocab_file import read_tokens
 from pipeline.airflow.config import AirflowConfig
 from pipeline.kubeflow.config import KubeflowConfig
 from pipeline.retraining import config as retraining
@@ -349,10 +350,9 @@ def _check_encoder(path: Path, config: Config) -> None:
     from components.trainer.options import check_options
 
     try:
-        tokens = config.vocab_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: tokenizer.vocab: {config.vocab_file} cannot be read ({reason})") from None
+        tokens = read_tokens(config.vocab_file)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: tokenizer.vocab: {error}") from None
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
     if missing:
         raise ConfigError(

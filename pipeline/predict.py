@@ -131,20 +131,22 @@ class Predictor:
         ]
 
     def ngrams(
-        self, texts: Sequence[str | bytes], pairs: Sequence[str | bytes] | None, vocabulary: Sequence[str]
+        self, texts: Sequence[str | bytes], pairs: Sequence[str | bytes] | None = None
     ) -> list[dict[str, list[tuple[str, float]]]]:
         """Why the model answers as it does: by class, the n-grams that give most to it, and what they add to its logit.
 
         Args:
           texts, pairs: as `predict`.
-          vocabulary: the model's, whose word pieces the n-grams are put together from.
 
         Raises:
-          ServingError: the model was exported without explanations.
+          ServingError: the model was exported without explanations, or without the words for them.
         """
         signatures = self._model.signatures
-        if "explain" not in signatures:
-            raise ServingError("this version was exported before there were explanations; run the pipeline again")
+        if "explain" not in signatures or not hasattr(self._model, "vocabulary"):
+            raise ServingError(
+                "this version was exported before there were explanations in words; run the pipeline again"
+            )
+        vocabulary = [token.decode() for token in self._model.vocabulary().numpy()]
         found = []
         for text, pair in zip(texts, pairs or [b""] * len(texts), strict=True):
             one = [_bytes(text)], [_bytes(pair)]
@@ -201,7 +203,7 @@ def predict(
     texts: Sequence[str | bytes],
     pairs: Sequence[str | bytes] | None = None,
     version: int | None = None,
-    vocab_file: Path | None = None,
+    explain: bool = False,
 ) -> tuple[Version, list[Prediction]]:
     """Predicts a few texts with a pushed version.
 
@@ -209,7 +211,7 @@ def predict(
       serving_dir: the base path.
       texts, pairs: pairs only for a model that takes them.
       version: None: the live one.
-      vocab_file: the model's vocabulary, and the predictions are explained; None: they are not.
+      explain: whether each comes with its n-grams.
 
     Returns:
       The version, and one prediction a text.
@@ -220,8 +222,8 @@ def predict(
     found = find_version(serving_dir, version)
     predictor = Predictor(found.path)
     predictions = predictor.predict(texts, pairs)
-    if vocab_file is not None:
-        ngrams = predictor.ngrams(texts, pairs, vocab_file.read_text(encoding="utf-8").splitlines())
+    if explain:
+        ngrams = predictor.ngrams(texts, pairs)
         predictions = [replace(one, ngrams=own) for one, own in zip(predictions, ngrams, strict=True)]
     return found, predictions
 

@@ -26,8 +26,7 @@ def print_texts(config: Config, texts: list[str], version: int | None, as_json: 
     with _chatter_aside(config, "predict"):
         from pipeline.predict import predict
 
-        vocab_file = config.vocab_file if explain else None
-        found, predictions = predict(config.serving_dir, texts, pairs, version, vocab_file)
+        found, predictions = predict(config.serving_dir, texts, pairs, version, explain)
     if as_json:
         rows = [
             {"labels": list(item.labels), "probabilities": item.probabilities}

@@ -19,6 +19,7 @@ import numpy as np
 from components.encoder.config import BertGeometry, read_geometry
 from components.encoder.sources import Source, find_source
 from components.errors import CheckpointError
+from components.transform.vocab_file import read_tokens
 
 if TYPE_CHECKING:  # reading and converting weights needs neither Keras nor TensorFlow
     from components.encoder.bert import BertEncoder
@@ -169,10 +170,8 @@ def _check_companions(source: Source, geometry: BertGeometry, vocab_file: Path) 
                     f"encoder.weights: {source.config} has {key} {getattr(own, key)}, but the encoder is configured "
                     f"with {getattr(geometry, key)}; point encoder.config at that file and remove the override"
                 )
-    if source.vocab is not None:
-        own_tokens, tokens = (path.read_text(encoding="utf-8").split() for path in (source.vocab, vocab_file))
-        if own_tokens != tokens:
-            raise CheckpointError(
-                f"encoder.weights: {vocab_file} is not the vocabulary of the weights; "
-                f"point tokenizer.vocab at {source.vocab}"
-            )
+    if source.vocab is not None and read_tokens(source.vocab) != read_tokens(vocab_file):
+        raise CheckpointError(
+            f"encoder.weights: {vocab_file} is not the vocabulary of the weights; "
+            f"point tokenizer.vocab at {source.vocab}"
+        )

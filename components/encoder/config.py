@@ -11,6 +11,7 @@ from typing import Any
 
 from components.config import EncoderConfig
 from components.errors import CheckpointError, ConfigError
+from components.transform.vocab_file import read_tokens
 
 _OVERRIDES = (
     "hidden_size",
@@ -104,8 +105,7 @@ def geometry_in_use(config_file: str | Path, encoder: EncoderConfig, vocab_file:
     Raises:
       CheckpointError, ConfigError: see `read_geometry`.
     """
-    with open(vocab_file, "rb") as file:
-        return read_geometry(config_file, encoder, sum(1 for _ in file))
+    return read_geometry(config_file, encoder, len(read_tokens(vocab_file)))
 
 
 def check_case(tokens: Sequence[str], lower_case: bool) -> None:

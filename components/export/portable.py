@@ -24,6 +24,7 @@ from tfx.utils import io_utils
 
 from components.errors import ExportError
 from components.serving_check import tethered
+from components.transform.vocab_file import read_tokens
 
 # What a child is told, by how the message names it.
 MACHINES: Mapping[str, Mapping[str, str]] = {
@@ -60,8 +61,7 @@ def check_ops(model: str) -> None:
 
 def made_up_texts(vocab_file: str, seed: int = 0) -> list[bytes]:
     """Words of a vocabulary in random order, in texts of growing length, and texts meant to break a tokeniser."""
-    tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
-    words = [token for token in tokens if not token.startswith(("[", "##"))] or ["a"]
+    words = [token for token in read_tokens(vocab_file) if not token.startswith(("[", "##"))] or ["a"]
     rng = random.Random(seed)
     return [" ".join(rng.choices(words, k=count)).encode() for count in _LENGTHS] + list(_HOSTILE)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from components.transform.vocab_file import read_tokens
+
 # Dropped before statistics: they hold texts, or identify documents.
 PRIVATE_FEATURES = ("text", "text_pair", "id")
 CHARACTERS, TOKENS, UNKNOWN, COVERAGE = "characters", "tokens", "unknown_tokens", "token_coverage"
@@ -30,8 +32,7 @@ class TextMeasurer:
         from components.transform.wordpiece import WordPiece
 
         self._wordpiece = WordPiece(vocab_file, lower_case=lower_case)
-        with open(vocab_file, encoding="utf-8") as lines:
-            vocabulary = [line.rstrip("\n") for line in lines]
+        vocabulary = read_tokens(vocab_file)
         self._continues = np.array([token.startswith("##") for token in vocabulary])
         self._unknown = vocabulary.index("[UNK]")
 

@@ -91,6 +91,7 @@ def export(
     task: Task,
     labels: Sequence[str],
     pairs: bool,
+    vocabulary: Sequence[str],
     thresholds: np.ndarray | None = None,
 ) -> None:
     """Writes the SavedModel.
@@ -102,6 +103,7 @@ def export(
       raw_spec: of raw examples (`TFTransformOutput.raw_feature_spec()`).
       task, labels: of the configuration.
       pairs: whether a request has a `text_pair`.
+      vocabulary: the tokens in the order of their ids.
       thresholds: float [labels]; for multilabel, what a probability must reach.
 
     Signatures:
@@ -115,6 +117,8 @@ def export(
         that give most to a label, the greatest first: `starts` and `ends` int64, their tokens in `input_ids` of a text,
         and `parts` float32, what they add to the logit. Where there are fewer, zeros. Texts are taken one by one.
       transform_features: `examples`, to the transformed `label` or `labels`, `length` and `truncated`, for evaluation.
+
+    No signature, for who loads it in Python: `vocabulary`, a function of nothing to the tokens, string [vocabulary].
     """
     texts = ("text", "text_pair") if pairs else ("text",)
     strings = [tf.TensorSpec([None], tf.string, name) for name in texts]
@@ -197,6 +201,9 @@ def export(
     module = tf.Module(name="biobert_cnn")
     # The variables alone: a Keras object would be saved with everything it knows.
     module.weights = model.variables
+    # So that the words of an explanation are those that its ids were made from, whatever becomes of the file.
+    module.vocabulary = tf.function(lambda: tf.constant(list(vocabulary)), input_signature=[], autograph=False)
+    module.vocabulary.get_concrete_function()
     functions = (serving_default, serialized_examples, classify, tokens, explain, transform_features)
     signatures = {function.__name__: function.get_concrete_function() for function in functions}
     tf.saved_model.save(module, path, signatures=signatures)

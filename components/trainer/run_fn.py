@@ -25,6 +25,7 @@ from components.trainer.hardware import choose_strategy, wait_for_all, worker_nu
 from components.trainer.hyperparameters import decoded, with_values
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.steps import make_predict_step, predict
+from components.transform.vocab_file import read_tokens
 
 _CHECK_EXAMPLES = 64
 
@@ -92,7 +93,8 @@ def run_fn(fn_args: Any) -> None:
     _write_json(fn_args.model_run_dir, "summary.json", summary)
     check = _check(evaluation, predicted)
     transform = TransformGraph(transform_output.transform_savedmodel_dir)
-    contract = (transform, transform_output.raw_feature_spec(), task, labels, pairs, thresholds)
+    vocabulary = read_tokens(config["vocab_file"])
+    contract = (transform, transform_output.raw_feature_spec(), task, labels, pairs, vocabulary, thresholds)
     if "export" in config:
         low = LowPrecision(model, ExportConfig.model_validate(config["export"]), train)
         export(fn_args.serving_model_dir, low.classifier, *contract)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from components.errors import CheckpointError, ConfigError
+from components.errors import CheckpointError
 from components.transform.rewrite import stand_ins
 from components.transform.unicode_table import DROP, ISOLATE, SPACE, UnicodeRules
+from components.transform.vocab_file import read_tokens
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SUFFIX = "##"
@@ -28,18 +29,7 @@ def read_vocabulary(vocab: Sequence[str] | str | PathLike) -> list[str]:
       CheckpointError: a special token is missing or a token stands there twice.
     """
     if isinstance(vocab, str | PathLike):
-        place = f"vocabulary file {Path(vocab)}"
-        try:
-            with open(vocab, encoding="utf-8") as file:
-                tokens = [line.rstrip("\n") for line in file]
-        except OSError as error:
-            raise ConfigError(
-                f"{place}: cannot be read ({error.strerror}). Give the vocab.txt that belongs to the encoder."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{place}: not UTF-8 (byte {error.start}). Give the vocab.txt that belongs to the encoder."
-            ) from error
+        place, tokens = f"vocabulary file {Path(vocab)}", read_tokens(vocab)
     else:
         place, tokens = "vocabulary", list(vocab)
     _check(tokens, place)

@@ -69,12 +69,14 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     from components.encoder.config import BertGeometry
     from components.export.classifier import served
     from components.trainer.export import export
+    from components.transform.vocab_file import read_tokens
     from components.transform.wordpiece import WordPiece
 
     data = ROOT / "pipeline" / "data"
     vocab = data / "biobert" / "vocab.txt"
     keras.utils.set_random_seed(0)
-    geometry = BertGeometry(vocab_size=len(vocab.read_text(encoding="utf-8").splitlines()), num_hidden_layers=layers)
+    tokens = read_tokens(vocab)
+    geometry = BertGeometry(vocab_size=len(tokens), num_hidden_layers=layers)
     model = build_classifier(geometry, HeadConfig(), "multiclass", len(LABELS), max_length=LENGTH)
     sentences, _ = read_texts()
     encoded = WordPiece(vocab).encode(sentences[-CALIBRATION:], max_length=LENGTH).input_ids
@@ -82,7 +84,7 @@ def prepare(folder: Path, layers: int, precisions: Sequence[str]) -> None:
     transform, spec = transform_graph(folder, vocab)
     for precision in precisions:
         lowered, _ = served(model, PRECISIONS[precision], calibration)
-        export(str(folder / precision), lowered, transform, spec, "multiclass", LABELS, pairs=False)
+        export(str(folder / precision), lowered, transform, spec, "multiclass", LABELS, False, tokens)
     (folder / "vocab.txt").write_bytes(vocab.read_bytes())
     config = {name: getattr(geometry, name) for name in geometry.__dataclass_fields__}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert", "hidden_act": "gelu"}))

@@ -82,6 +82,12 @@ def test_the_pushed_version_names_the_words_that_decided(project):
     assert row["ngrams"][label]
     for ngram, _ in row["ngrams"][label]:  # it may begin within a word, and blanks are not the text's own
         assert ngram.replace("##", "").replace(" ", "") in TEXT.replace(" ", "")
+    # In the words of the version, whatever vocabulary the configuration names by now.
+    other = project.folder / "other.txt"
+    other.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
+    overrides = (f"tokenizer.vocab={other}",)
+    project.start([*project.command("predict", overrides=overrides), TEXT, "--explain", "--json"])
+    assert project.wait().json == done.json
     project.start([*project.command("predict"), TEXT, "--explain"])
     done = project.wait()
     assert done.stdout.splitlines()[1].startswith(f"  {label}: ")

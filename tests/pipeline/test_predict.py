@@ -70,9 +70,39 @@ def test_pairs_must_fit_the_model(toy: ModuleType, tmp_path: Path) -> None:
 
 def test_a_version_without_explanations_says_so(toy: ModuleType, tmp_path: Path) -> None:
     toy.ToyModel().export(tmp_path / "1")
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
-    with pytest.raises(ServingError, match="exported before there were explanations; run the pipeline again"):
-        predict(tmp_path, ["a"], vocab_file=tmp_path / "vocab.txt")
+    export_explained(toy, tmp_path / "2")
+    for version in (1, 2):
+        with pytest.raises(ServingError, match="exported before there were explanations in words; run the pipeline"):
+            predict(tmp_path, ["a"], version=version, explain=True)
+
+
+def export_explained(toy: ModuleType, path: Path, vocabulary: list[str] | None = None) -> None:
+    """A toy whose texts all have four tokens, of which the second and third decide, and the fourth by itself."""
+    tf, model = toy.tf, toy.ToyModel()
+    text = [tf.TensorSpec([None], tf.string, "text")]
+    spans = {"starts": [1, 3, 0], "ends": [3, 4, 0], "parts": [2.0, 0.5, 0.0]}
+
+    def explain(text):
+        return {name: tf.tile(tf.constant([[values] * 3]), [tf.size(text), 1, 1]) for name, values in spans.items()}
+
+    signatures = {
+        "serving_default": lambda text: model.outputs(text),
+        "tokens": lambda text: {"input_ids": tf.tile(tf.range(4, dtype=tf.int64), [tf.size(text)])},
+        "explain": explain,
+    }
+    if vocabulary is not None:
+        model.vocabulary = tf.function(lambda: tf.constant(vocabulary), input_signature=[])
+        model.vocabulary.get_concrete_function()
+    made = {name: tf.function(found, text, autograph=False) for name, found in signatures.items()}
+    tf.saved_model.save(model, str(path), {name: found.get_concrete_function() for name, found in made.items()})
+
+
+def test_an_explanation_is_in_the_words_that_the_version_carries(toy: ModuleType, tmp_path: Path) -> None:
+    export_explained(toy, tmp_path / "1", ["[CLS]", "fe", "##ver", "a\u2028b"])
+    export_explained(toy, tmp_path / "2", ["[CLS]", "pa", "##in", "[SEP]"])
+    for version, ngrams in ((1, [("fever", 2.0), ("a\u2028b", 0.5)]), (2, [("pain", 2.0), ("[SEP]", 0.5)])):
+        _, (found,) = predict(tmp_path, ["a"], version=version, explain=True)
+        assert found.ngrams == dict.fromkeys(toy.CLASSES, ngrams)
 
 
 def test_batches_are_bounded_in_texts_and_bytes(toy: ModuleType, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def export_random_model(path: Path, geometry: str = "default", pairs: bool = Fal
     from components.export.classifier import served
     from components.trainer.export import TransformGraph, export
     from components.transform.preprocessing import preprocessing_fn
+    from components.transform.vocab_file import read_tokens
 
     data = ROOT / "pipeline" / "data" / "biobert"
     vocab = data / "vocab.txt"
@@ -60,14 +61,15 @@ def export_random_model(path: Path, geometry: str = "default", pairs: bool = Fal
             _, graph = (rows, metadata) | tft_beam.AnalyzeAndTransformDataset(lambda i: preprocessing_fn(i, custom))
             graph | tft_beam.WriteTransformFn(folder)
         keras.utils.set_random_seed(1)
-        size = len(vocab.read_text(encoding="utf-8").splitlines())
+        tokens = read_tokens(vocab)
         overrides = EncoderConfig(**GEOMETRIES[geometry])
         head = HeadConfig(filters=(8 if geometry == "tiny" else 160,))
         model = build_classifier(
-            read_geometry(data / "config.json", overrides, size), head, "multiclass", len(LABELS), 1 + pairs, MAX_LENGTH
-        )
+            read_geometry(data / "config.json", overrides, len(tokens)), head, "multiclass", len(LABELS), 1 + pairs,
+            MAX_LENGTH,
+        )  # fmt: skip
         transform = tft.TFTransformOutput(folder).transform_savedmodel_dir
-        export(str(path), served(model)[0], TransformGraph(transform), spec, "multiclass", LABELS, pairs)
+        export(str(path), served(model)[0], TransformGraph(transform), spec, "multiclass", LABELS, pairs, tokens)
     return path
 
 

@@ -19,6 +19,7 @@ from components.export.paths import float32_dir
 from components.trainer import export
 from components.trainer.run_fn import run_fn
 from components.transform.keys import text_key
+from components.transform.vocab_file import read_tokens
 from pipeline.predict import Predictor
 
 ROOT = Path(__file__).parents[3]
@@ -203,9 +204,10 @@ def test_check_json_holds_the_trained_models_own_answers(ran):
 def test_an_explanation_is_of_the_texts_own_words_by_label(ran):
     args, _ = ran
     predictor = Predictor(Path(args.serving_model_dir))
-    vocabulary = Path(args.custom_config["vocab_file"]).read_text(encoding="utf-8").split()
+    carried = [token.decode() for token in predictor._model.vocabulary().numpy()]
+    assert carried == read_tokens(args.custom_config["vocab_file"])
     texts = ["h ae h", "", "bd bd ce"]
-    told = predictor.ngrams(texts, None, vocabulary)
+    told = predictor.ngrams(texts)
     for text, ngrams in zip(texts, told, strict=True):
         assert list(ngrams) == ["LOW", "MIDDLE", "HIGH"]
         for ranked in ngrams.values():

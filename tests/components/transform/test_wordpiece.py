@@ -8,7 +8,10 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.config import EncoderConfig
+from components.encoder.config import geometry_in_use
 from components.errors import CheckpointError, ConfigError
+from components.transform.vocab_file import read_tokens
 from components.transform.wordpiece import WordPiece
 
 SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "pain", "fell", "##s", "no", ".", "a", "##a"]
@@ -395,6 +398,15 @@ def test_a_vocabulary_with_a_token_twice_is_refused_with_its_lines(tmp_path):
         CheckpointError, match=r"vocab\.txt: tokens that occur more than once: 1, the first on lines 5, 12\."
     ):
         WordPiece(file)
+
+
+def test_only_line_ends_part_the_tokens_of_a_file_in_every_step(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a\u2028b", "c\x85", "d\x0be"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}')
+    assert read_tokens(tmp_path / "vocab.txt") == tokens
+    geometry = geometry_in_use(tmp_path / "config.json", EncoderConfig(), tmp_path / "vocab.txt")
+    assert WordPiece(tmp_path / "vocab.txt").vocab_size == geometry.vocab_size == len(tokens)
 
 
 def test_a_vocabulary_file_that_is_missing_or_not_utf8_is_refused_by_name(tmp_path):
