@@ -7,14 +7,16 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from components.errors import BusyError, PipelineError
 
 INTERRUPTED = "interrupted"  # the status of a run that has not come to its end: it is under way, or was killed
+_LOOKED_AT_S = 0.2  # the lock may be held as long by a reader that looks whether it is held
 RUN_ID = re.compile(r"\d{8}T\d{6}(-\d{4})?")  # sorts by time
 
 
@@ -37,16 +39,14 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
             f"paths.root: {root} cannot be written ({error.strerror}); give another with --set paths.root=FOLDER"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             file.seek(0)
             holder = f"another run (process {file.read().strip() or 'unknown'}) holds the pipeline root {root}"
             if not wait:
                 raise BusyError(
                     f"{holder}; wait for it with --wait, or give this run a root of its own with "
                     "--set paths.root=FOLDER"
-                ) from None
+                )
             print(f"waiting: {holder}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
@@ -55,14 +55,28 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
         yield
 
 
+def _lock(file: IO[str]) -> bool:
+    import fcntl
+
+    deadline = time.monotonic() + _LOOKED_AT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+
+
 def is_held(root: Path) -> bool:
-    """Whether a run holds the pipeline root at this moment."""
+    """Whether a run holds the pipeline root at this moment, as far as this user may know."""
     import fcntl
 
     try:
         with (root / "run.lock").open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
     except BlockingIOError:
         return True

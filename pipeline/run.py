@@ -105,7 +105,7 @@ def _execute(
     run_id = records.new_run_id(root)
     log = root / "logs" / f"{run_id}.log"
     record = {**blank_record(), "run_id": run_id, "name": config.name, "fingerprint": fingerprint, "log": str(log)}
-    record.update(trigger=trigger, pid=os.getpid(), status=records.INTERRUPTED)
+    record.update(trigger=trigger, status=records.INTERRUPTED)
     seconds: dict[str, float] = {}
 
     def timed() -> dict[str, Any]:

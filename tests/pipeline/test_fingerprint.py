@@ -1,7 +1,10 @@
 """A run is repeated exactly when data, configuration or code have changed."""
 
+import errno
+import fcntl
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from components.errors import BusyError, ConfigError
 from pipeline.config import Config, load_config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, run_fingerprint
-from pipeline.records import new_run_id, read_records, root_lock, write_record
+from pipeline.records import is_held, new_run_id, read_records, root_lock, write_record
 from pipeline.steps import STEPS, check_steps, steps_of
 
 TOML = """
@@ -92,6 +95,27 @@ def test_second_run_on_a_root_is_refused_with_the_holder_named(tmp_path: Path) -
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
 
 
+def test_a_reader_that_looks_at_the_lock_refuses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.lock").write_text("4711")  # of a run before
+    with (tmp_path / "run.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with root_lock(tmp_path, wait=False):
+            assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+
+
+def test_a_lock_that_may_not_be_read_is_not_known_to_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with root_lock(tmp_path, wait=False):
+        monkeypatch.setattr(Path, "open", refuse)  # the superuser may read everything
+        assert not is_held(tmp_path)
+        monkeypatch.undo()
+        assert is_held(tmp_path)
+
+
 def test_run_that_waits_for_the_root_says_for_whom(tmp_path: Path, capsys) -> None:
     order = []
 
@@ -105,6 +129,7 @@ def test_run_that_waits_for_the_root_says_for_whom(tmp_path: Path, capsys) -> No
         thread.start()
         while not told:
             told = capsys.readouterr().err
+            assert told or thread.is_alive(), "the waiting run ended and said nothing"
         order.append("held")
     thread.join()
     assert told == f"waiting: another run (process {os.getpid()}) holds the pipeline root {tmp_path}\n"
