@@ -40,14 +40,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Ends a command that raises a PipelineError with its message on standard error and its exit status."""
+    """Ends a command that raises a PipelineError with its message, notes included, on standard error and its status."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except PipelineError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt:
             print("stopped; call again to go on with what is done", file=sys.stderr)

@@ -79,13 +79,14 @@ def step_log(log: Path) -> Iterator[None]:
 
 @contextmanager
 def chatter_to(log: Path) -> Iterator[None]:
-    """Sends what libraries write on standard error to `log`, written anew each time; nowhere if that cannot be written.
+    """Sends what libraries write on standard error to `log`, written anew each time; an error out of this names it.
 
-    Standard output stays: it is for results.
+    Nowhere if it cannot be written or the folder of its own folder is not there, which may be mistaken. Standard output
+    stays: it is for results.
     """
     sys.stderr.flush()
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(exist_ok=True)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o640)
     except OSError:
         file = os.open(os.devnull, os.O_WRONLY)
@@ -94,6 +95,11 @@ def chatter_to(log: Path) -> Iterator[None]:
     os.close(file)
     try:
         yield
+    except Exception as error:
+        sys.stderr.flush()
+        if os.fstat(2).st_size:
+            error.add_note(f"what the libraries said meanwhile: {log}")
+        raise
     finally:
         sys.stderr.flush()
         os.dup2(terminal, 2)

@@ -56,6 +56,7 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> bool:
+    """Whether the lock could be had, with some patience for readers."""
     import fcntl
 
     deadline = time.monotonic() + _LOOKED_AT_S

@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
+from components.errors import ServingError
+from pipeline.cli import errors_in_words
 from pipeline.console import StepDisplay, chatter_to, quiet
 
 EPOCH = {"epoch": 1, "epochs": 3, "step": 10, "steps": 30, "loss": 0.98765, "texts_per_s": 1234.5, "seconds_left": 61.7}
@@ -100,10 +104,28 @@ def test_what_libraries_write_goes_to_the_log_and_the_terminal_is_given_back(
 
 def test_chatter_goes_nowhere_where_no_log_can_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    for log in (tmp_path / "logs" / "predict.log", tmp_path / "file" / "predict.log"):
+    for log in (tmp_path / "logs" / "predict.log", tmp_path / "file" / "predict.log", tmp_path / "typo" / "logs" / "x"):
         for _ in range(2):
             with chatter_to(log):
                 os.write(2, b"chatter\n")
                 print("a result")
-    assert capfd.readouterr() == ("a result\n" * 4, "")
+    assert capfd.readouterr() == ("a result\n" * 6, "")
+    assert not (tmp_path / "typo").exists()
     assert (tmp_path / "logs" / "predict.log").read_text() == "chatter\n"
+
+
+@pytest.mark.parametrize(("said", "root", "named"), [(b"chatter", ".", True), (b"", ".", False), (b"a", "typo", False)])
+def test_an_error_names_a_log_that_holds_something(tmp_path: Path, said: bytes, root: str, named: bool) -> None:
+    log = tmp_path / root / "logs" / "predict.log"
+
+    @errors_in_words
+    def command() -> None:
+        with chatter_to(log):
+            os.write(2, said)
+            raise ServingError("it failed")
+
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, [])
+    note = f"what the libraries said meanwhile: {log}\n" if named else ""
+    assert (done.exit_code, done.output) == (ServingError.exit_status, f"error: it failed\n{note}")
