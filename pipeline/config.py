@@ -266,9 +266,9 @@ def _explain(path: Path, values: dict[str, Any], error: ValidationError) -> str:
     places = [p for p in found if not any(len(q) > len(p) and q[: len(p)] == p for q in found)]
     lines = [f"{path}: {len(places)} mistake{'s' if len(places) > 1 else ''}"]
     for place in places:
-        item, *others = found[place]
-        message = item["msg"].removeprefix("Value error, ")
-        message = ", or ".join([message, *(other["msg"].removeprefix("Input should be ") for other in others)])
+        item = found[place][0]
+        message, *rest = (one["msg"].removeprefix("Value error, ") for one in found[place])
+        message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in rest)])
         if item["type"] == "extra_forbidden":
             message = f"is not a known key; {_neighbours(place)}"
         elif item["type"] == "missing":

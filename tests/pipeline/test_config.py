@@ -166,6 +166,10 @@ def test_mistake_is_named_with_key_value_and_remedy(
         ("training.class_weights='even'", "should be 'none' or 'balanced', or a valid dictionary; \"even\" given"),
         ("training.class_weights={no=1, yes=-1}", "class_weights.yes: Input should be greater than 0; -1 given"),
         ("training.stages=[{layers=1, epochs=1, rate=3}]", "stages.0.rate: is not a known key; known here: layers, "),
+        (
+            "tuner.space.head.dropout={min=1, max=0}",
+            "dropout: Input should be a valid tuple, or min: must be less than",
+        ),
         ("tuner={max_trials=0}", "tuner.space: is missing\n  tuner.max_trials: Input should be greater than 0"),
     ],
 )
