@@ -27,6 +27,7 @@ DATABASE = "metadata.sqlite"
 BACKUPS = "backups"
 _TRASH = ".trash"
 _BUSY_TIMEOUT_S = 10.0
+_COPY_TIMEOUT_S = 60.0
 _CHECKPOINT_DAYS = 30.0
 # ml_metadata.proto, Event.Type
 _INPUTS, _OUTPUTS = (2, 3), (1, 4)
@@ -80,7 +81,7 @@ def backup(database: Path, target: Path, keep: int) -> None:
     draft = target.with_suffix(".new")
     draft.unlink(missing_ok=True)
     with closing(_reading(database)) as source, closing(sqlite3.connect(draft)) as copy:
-        source.backup(copy)
+        _copy(source, copy)
     with draft.open("rb+") as file:
         os.fsync(file.fileno())
     draft.replace(target)
@@ -98,15 +99,30 @@ def copy_to_read(root: Path) -> Iterator[tuple[sqlite3.Connection, str] | None]:
         for path in (root / DATABASE, *sorted((root / BACKUPS).glob("metadata-*.sqlite"), reverse=True)):
             try:
                 with closing(_reading(path, timeout_s=1.0)) as source:
-                    source.execute("BEGIN")
-                    source.execute("SELECT count(*) FROM sqlite_master").fetchone()  # refused, where a copy would wait
-                    source.backup(copy)
+                    _copy(source, copy)
                     copy.execute("SELECT count(*) FROM Execution").fetchone()
             except sqlite3.DatabaseError:
                 continue
             yield copy, path.relative_to(root).as_posix()
             return
         yield None
+
+
+def _copy(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    """Copies a database page by page, so that writers get through; SQLite begins anew after each that did.
+
+    Raises:
+      sqlite3.DatabaseError: another process holds it, or writes all the time; SQLite alone would wait for ever.
+    """
+    deadline = time.monotonic() + _COPY_TIMEOUT_S
+
+    def go_on(status: int, remaining: int, total: int) -> None:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or (remaining and time.monotonic() > deadline):
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorname = "SQLITE_BUSY"
+            raise error
+
+    source.backup(copy, pages=256, progress=go_on, sleep=0.01)
 
 
 @contextmanager

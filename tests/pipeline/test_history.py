@@ -4,7 +4,8 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,30 @@ def test_reader_of_the_metadata_is_in_nobodys_way(root: Path) -> None:
         copied[0].execute("DELETE FROM Execution")
         writer.rollback()
     assert len(list_runs(root)[0]) == 2
+
+
+def test_the_metadata_can_be_written_while_it_is_copied(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = root / "metadata.sqlite"
+    with closing(sqlite3.connect(database)) as filled, filled:
+        filled.execute("CREATE TABLE Filler AS SELECT zeroblob(8000000)")
+    left: list[int] = []
+
+    class Source(sqlite3.Connection):
+        def backup(self, target: sqlite3.Connection, *, progress: Callable[..., None] | None = None, **options) -> None:
+            def write(status: int, remaining: int, total: int) -> None:
+                if not left:
+                    left.append(remaining)
+                    with closing(sqlite3.connect(database, timeout=0)) as writer, writer:
+                        writer.execute("UPDATE Execution SET last_known_state = 3")
+                if progress is not None:
+                    progress(status, remaining, total)
+
+            super().backup(target, progress=write, **options)
+
+    monkeypatch.setattr(housekeeping, "_reading", lambda path, **_: sqlite3.connect(path, factory=Source))
+    _, killed = list_runs(root)[0]
+    assert left[0] > 0
+    assert killed["steps"] == {"examples": "done", "trainer": "done"}
 
 
 def test_damaged_metadata_is_read_from_its_newest_copy_and_a_root_without_any_has_no_steps(root: Path) -> None:
