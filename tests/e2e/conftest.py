@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.records import read_records
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "pipeline" / "data" / "pmc_rct_sections"
 TOML = """
@@ -97,7 +99,7 @@ class Project:
     @property
     def record(self) -> dict:
         """The newest run's, as `--json` printed it."""
-        return json.loads(max((self.root / "runs").glob("*.json")).read_text())
+        return read_records(self.root)[-1]
 
     def command(self, *arguments: str, overrides: tuple[str, ...] = ()) -> list[str]:
         settings = [f"paths.root={self.root}", *overrides]
