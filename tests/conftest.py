@@ -58,7 +58,11 @@ def run() -> Callable[..., str]:
 
 
 class Environments:
-    """Environments beside the product's own, from the same index and cache as the set-up's."""
+    """Environments beside the product's own, from the same index and cache as the set-up's (bootstrap.sh).
+
+    Attributes:
+      settings: what uv is called with.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -68,19 +72,21 @@ class Environments:
         if found is None:
             pytest.skip("no uv: run deploy/bootstrap first")
         self._uv = found
-        self._settings = os.environ | {
+        self.settings = os.environ | {
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_NO_CONFIG": "1",
             "UV_BUILD_CONSTRAINT": str(ROOT / "deploy" / "bootstrap" / "build.txt"),
         }
-        self._settings.setdefault("UV_CACHE_DIR", str(ROOT / ".tools" / "cache"))
+        self.settings.setdefault("UV_HTTP_TIMEOUT", "180")
+        self.settings.setdefault("UV_CACHE_DIR", str(ROOT / ".tools" / "cache"))
         # uv does not read pip's settings.
         ask = [tools / "python", "-m", "pip", "config", "get", "global.index-url"]
         said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() if own.exists() else ""
-        if index := os.environ.get("PIP_INDEX_URL") or said:
-            self._settings.setdefault("UV_DEFAULT_INDEX", index)
+        named = any(os.environ.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL"))
+        if not named and (index := os.environ.get("PIP_INDEX_URL") or said):
+            self.settings["UV_DEFAULT_INDEX"] = index
         if "PIP_CERT" in os.environ:
-            self._settings.setdefault("SSL_CERT_FILE", os.environ["PIP_CERT"])
+            self.settings.setdefault("SSL_CERT_FILE", os.environ["PIP_CERT"])
 
     def make(self, *arguments: str | Path, own_python: bool = False) -> Path:
         """The interpreter of an environment in which `uv pip install` put what the arguments say.
@@ -90,7 +96,7 @@ class Environments:
           own_python: a copy of the product's interpreter, which may run on a private C library, not the system's.
         """
         python = self._folder / f"environment-{len(list(self._folder.iterdir()))}" / "bin" / "python"
-        run_command(self._uv, "venv", "-q", "--python", sys._base_executable, python.parents[1], env=self._settings)
+        run_command(self._uv, "venv", "-q", "--python", sys._base_executable, python.parents[1], env=self.settings)
         if own_python:
             python.unlink()
             shutil.copy(sys.executable, python)
@@ -99,7 +105,7 @@ class Environments:
 
     def install(self, python: Path, *arguments: str | Path) -> None:
         """Installs more into an environment."""
-        run_command(self._uv, "pip", "install", "-q", "--python", python, *arguments, env=self._settings)
+        run_command(self._uv, "pip", "install", "-q", "--python", python, *arguments, env=self.settings)
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ uv=$root/.tools/venv/bin/uv
 [ -x "$uv" ] || { echo "airflow: make setup first" >&2; exit 1; }
 wanted=$(sha256sum < "$here/requirements.txt")
 if [ "$(cat "$folder/stamp" 2>/dev/null)" != "$wanted" ]; then
-  index=${PIP_INDEX_URL:-$(python3 -m pip config get global.index-url 2>/dev/null || true)}
-  [ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+  if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
+    index=${PIP_INDEX_URL:-$(python3 -m pip config get global.index-url 2>/dev/null || true)}
+    [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
+  fi
   [ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
   export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
+  export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
   rm -rf "$folder"
   "$uv" venv --quiet --python python3 "$folder"
   "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes -r "$here/requirements.txt"

@@ -134,3 +134,35 @@ def test_private_c_library_that_cannot_be_made_is_one_message_with_the_ways_out(
     assert all(way in done.stderr for way in NAMED)
     assert done.stderr.endswith("Nothing outside this checkout has been changed.\n")
     assert {path.name for path in checkout.iterdir()} <= {"deploy", ".runtime"}
+
+
+# ---- the index ----
+
+
+@pytest.mark.parametrize(
+    ("own", "default"),
+    [
+        ({}, "https://pip.invalid/simple"),
+        ({"UV_INDEX_URL": "https://uv.invalid/simple"}, None),
+        ({"UV_DEFAULT_INDEX": "https://uv.invalid/simple"}, "https://uv.invalid/simple"),
+    ],
+)
+def test_environments_of_tests_and_airflows_take_pips_index_where_uv_has_none(
+    own: dict[str, str], default: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_HTTP_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"PIP_INDEX_URL": "https://pip.invalid/simple", **own}.items():
+        monkeypatch.setenv(name, value)
+    checkout, seen = tmp_path / "checkout", tmp_path / "seen"
+    (checkout / ".tools" / "venv" / "bin").mkdir(parents=True)
+    shutil.copytree(ROOT / "deploy" / "airflow", checkout / "deploy" / "airflow")
+    uv = checkout / ".tools" / "venv" / "bin" / "uv"
+    uv.write_text(f"#!/bin/sh\nenv > {seen}; mkdir -p {checkout}/.tools/airflow\n")
+    uv.chmod(0o755)
+    subprocess.run([checkout / "deploy" / "airflow" / "environment.sh"], check=True, capture_output=True)
+    airflow = dict(line.split("=", 1) for line in seen.read_text().splitlines() if line.startswith("UV_"))
+    for settings in (airflow, request.getfixturevalue("environments").settings):
+        assert (settings.get("UV_DEFAULT_INDEX"), settings["UV_HTTP_TIMEOUT"]) == (default, "180")
+        assert settings.get("UV_INDEX_URL") == own.get("UV_INDEX_URL")
