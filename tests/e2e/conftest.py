@@ -120,6 +120,15 @@ class Project:
         status = int(self._warm.stdout.readline().split()[2])
         return Done(status, (self.folder / "out").read_text(), (self.folder / "err").read_text())
 
+    def process(self, *argv: str) -> Done:
+        """A command as a user calls it: a process of its own, to its end, without the settings of tests."""
+        environment = {name: value for name, value in os.environ.items() if name != "KERAS_HOME"}
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *argv], capture_output=True, text=True, cwd=self.folder,
+            env={**environment, "PYTHONPATH": str(ROOT), "HOME": str(self.home)}, check=False,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
     def run(self, *overrides: str, options: tuple[str, ...] = ("--json",)) -> Done:
         """`biobert-cnn run`, to its end."""
         self.start([*self.command("run", overrides=overrides), *options])

@@ -226,11 +226,8 @@ def test_second_run_at_once_is_refused(project) -> None:
     try:
         while not (project.root / "run.lock").exists() or (project.root / "run.lock").read_text() != str(pid):
             assert Path(f"/proc/{pid}").exists()
-        second = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *project.command("run")],
-            capture_output=True, text=True, cwd=project.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert second.returncode == 1
+        second = project.process(*project.command("run"))
+        assert second.status == 1
         assert f"another run (process {pid}) holds the pipeline root" in second.stderr
     finally:
         first = project.wait()

@@ -39,11 +39,17 @@ def once(project, *overrides: str):
 
 @pytest.fixture(scope="module")
 def live(project) -> int:
-    """A version that was trained on span 1, by the schedule."""
+    """A version that was trained on span 1, by the schedule: both processes of their own, as in production."""
     add_span(project.folder / "rows", 1, lambda number, label: label)
-    done = once(project, *SPLITS, "schedule.on_new_span=true")
+    overrides = (*SPLITS, "schedule.on_new_span=true")
+    done = project.process(*project.command("schedule", "once", overrides=overrides), "--json")
     assert (done.status, done.json["run"]["status"]) == (0, "pushed"), done.stdout + done.stderr
+    assert project.record["trigger"].startswith("span:")
     return done.json["run"]["version"]
+
+
+def test_nothing_is_written_to_the_users_home_folder(project, live: int) -> None:
+    assert list(project.home.rglob("*")) == []
 
 
 def test_span_that_is_like_those_before_starts_no_run(project, live: int) -> None:

@@ -3,7 +3,7 @@
 Reads one JSON request a line, `{"argv": […], "cwd": …, "stdout": path, "stderr": path}`; answers `pid N` when the
 child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess). With "module" in
 it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's. What a
-schedule starts as processes of their own (`launch.run_json`) are forks, too.
+schedule starts as processes of their own (`launch.run_json`) are forks, too; `Project.process` has real ones.
 """
 
 import json
