@@ -39,19 +39,23 @@ class ServedClassifier:
 
     def __call__(self, batch: Batch, training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch, outputs]."""
-        x, batch = self._encoded(batch)
-        x = self.head(x, batch, training=False)
+        return self.logits(*self.encoded(batch))
+
+    def encoded(self, batch: Batch) -> tuple[tf.Tensor, Batch]:
+        """What the encoder gives, float32 [tokens, hidden], and the batch, long texts cut into windows."""
+        batch = batch if self.windows is None else self.windows.split(batch)
+        return self._encode(batch), batch
+
+    def logits(self, hidden: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """Logits of what `encoded` gives, float32 [batch, outputs]."""
+        x = self.head(hidden, batch, training=False)
         if self.hidden is not None:
             x = self.hidden(x)
         return self.output_dense(ops.cast(x, "float32"))
 
-    def explain(self, batch: Batch, task: Task, count: int) -> Explanation:
-        """The n-grams that give most to each label, so many at most."""
-        return explain(self, *self._encoded(batch), task, count)
-
-    def _encoded(self, batch: Batch) -> tuple[tf.Tensor, Batch]:
-        batch = batch if self.windows is None else self.windows.split(batch)
-        return self._encode(batch), batch
+    def explain(self, hidden: tf.Tensor, batch: Batch, task: Task, count: int) -> Explanation:
+        """The n-grams that give most to each label, so many at most, of what `encoded` gives."""
+        return explain(self, hidden, batch, task, count)
 
 
 def served(

@@ -18,7 +18,6 @@ import tensorflow as tf
 # The ops of the Transform graph register when this is imported.
 import tensorflow_text  # noqa: F401
 
-from components.classifier.explanation import Explanation
 from components.classifier.model import probabilities
 from components.config import Task
 from components.export.classifier import ServedClassifier
@@ -28,6 +27,8 @@ CLASSIFY_METHOD = "tensorflow/serving/classify"
 # Padded tokens answered at once: enough rows for the matrix products to run at full speed.
 _CHUNK_TOKENS = 8192
 _NGRAMS = 5  # of an explanation, by label
+
+_OnRagged = Callable[[dict[str, tf.RaggedTensor]], dict[str, tf.Tensor]]
 
 
 class TransformGraph:
@@ -113,9 +114,9 @@ def export(
       serialized_examples: `examples`, tf.Example strings [batch], to the same.
       classify: `inputs`, tf.Example strings [batch], to `scores` and `classes`, for TensorFlow Serving's Classify.
       tokens: as serving_default, to `input_ids` int64 [tokens], rows end to end, and `row_lengths` int64 [batch].
-      explain: as serving_default, to `probabilities` and `classes` as there, and, each [batch, labels, 5], the n-grams
-        that give most to a label, the greatest first: `starts` and `ends` int64, their tokens in `input_ids` of a text,
-        and `parts` float32, what they add to the logit. Where there are fewer, zeros. Texts are taken one by one.
+      explain: as serving_default, to the same and, each [batch, labels, 5], the n-grams that give most to a label, the
+        greatest first: `starts` and `ends` int64, their tokens in `input_ids` of a text, and `parts` float32, what they
+        add to the logit. Where there are fewer, zeros.
       transform_features: `examples`, to the transformed `label` or `labels`, `length` and `truncated`, for evaluation.
 
     No signature, for who loads it in Python: `vocabulary`, a function of nothing to the tokens, string [vocabulary].
@@ -130,17 +131,20 @@ def export(
         outputs = ["input_ids", "segment_ids"] if pairs else ["input_ids"]
         return {k: tf.RaggedTensor.from_sparse(v) for k, v in transform(features, outputs).items()}
 
-    predict = _chunked(model, task, pairs)
+    predicted, explained = _on_ragged(model, task, pairs, len(labels))
 
-    def answer(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = predict(encode(*columns))
-        outputs = {"probabilities": found, "classes": tf.tile(names[None, :], [tf.shape(found)[0], 1])}
+    def decided(found: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        rates = found["probabilities"]
+        outputs = found | {"classes": tf.tile(names[None, :], [tf.shape(rates)[0], 1])}
         if task == "multilabel":
             bounds = 0.5 if thresholds is None else tf.constant(thresholds, tf.float32)
-            outputs["labels"] = tf.cast(found >= bounds, tf.int64)
+            outputs["labels"] = tf.cast(rates >= bounds, tf.int64)
         else:
-            outputs["label"] = tf.gather(names, tf.argmax(found, axis=1))
+            outputs["label"] = tf.gather(names, tf.argmax(rates, axis=1))
         return outputs
+
+    def answer(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        return decided(predicted(encode(*columns)))
 
     def parsed(examples: tf.Tensor) -> list[tf.Tensor]:
         found = tf.io.parse_example(examples, {name: tf.io.RaggedFeature(tf.string) for name in texts})
@@ -171,26 +175,9 @@ def export(
         ids = encode(*columns)["input_ids"]
         return {"input_ids": ids.values, "row_lengths": ids.row_lengths()}
 
-    @tf.function(input_signature=[batch_spec(pairs)], autograph=False)
-    def explained(batch: dict[str, tf.Tensor]) -> Explanation:
-        found = model.explain(batch, task, _NGRAMS)
-        return Explanation(*(tf.ensure_shape(values[0], [len(labels), _NGRAMS]) for values in found))
-
     @tf.function(input_signature=strings, autograph=False)
     def explain(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
-        ragged, answers = encode(*columns), answer(*columns)
-        rows = tf.range(ragged["input_ids"].nrows())
-        found = tf.map_fn(
-            lambda row: explained(_packed(ragged, pairs, row[None])), rows,
-            fn_output_signature=Explanation(tf.float32, tf.int32, tf.int32), parallel_iterations=1,
-        )  # fmt: skip
-        return {
-            "probabilities": answers["probabilities"],
-            "classes": answers["classes"],
-            "parts": found.parts,
-            "starts": tf.cast(found.starts, tf.int64),
-            "ends": tf.cast(found.ends, tf.int64),
-        }
+        return decided(explained(encode(*columns)))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
     def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -230,33 +217,56 @@ def _packed(ragged: Mapping[str, tf.RaggedTensor], pairs: bool, rows: tf.Tensor 
     return batch | {"row_lengths": tf.cast(columns["ids"].row_lengths(), tf.int32)}
 
 
-def _chunked(model: ServedClassifier, task: Task, pairs: bool) -> Callable[..., tf.Tensor]:
-    """A function from ragged ids to probabilities [batch, labels], in memory bounded by `_CHUNK_TOKENS`."""
-    fixed = model.head.max_length if model.head.config.kind == "flatten" else 1
+def _on_ragged(model: ServedClassifier, task: Task, pairs: bool, labels: int) -> tuple[_OnRagged, _OnRagged]:
+    """Functions from ragged ids to `probabilities` [batch, labels]; the second also to the n-grams, see `export`."""
+    on_batch = tf.function(input_signature=[batch_spec(pairs)], autograph=False)
+    encoded = on_batch(model.encoded)  # by both: the encoder stands in the graph once
 
-    @tf.function(input_signature=[batch_spec(pairs)], autograph=False)
-    def classify(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        return probabilities(model(batch, training=False), task)
+    @on_batch
+    def classified(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {"probabilities": probabilities(model.logits(*encoded(batch)), task)}
 
-    def in_chunks(ragged: dict[str, tf.RaggedTensor], lengths: tf.Tensor) -> tf.Tensor:
+    @on_batch
+    def explained(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        hidden, cut = encoded(batch)
+        parts, starts, ends = model.explain(hidden, cut, task, _NGRAMS)
+        found = {"parts": parts, "starts": tf.cast(starts, tf.int64), "ends": tf.cast(ends, tf.int64)}
+        shaped = {name: tf.ensure_shape(values, [None, labels, _NGRAMS]) for name, values in found.items()}
+        return {"probabilities": probabilities(model.logits(hidden, cut), task)} | shaped
+
+    shortest = model.head.max_length if model.head.config.kind == "flatten" else 1
+    # The parts of all features take about as much memory by label as the encoder takes by token.
+    return _chunked(classified, pairs, shortest), _chunked(explained, pairs, max(shortest, labels))
+
+
+def _chunked(compute: Any, pairs: bool, shortest: int) -> _OnRagged:
+    """A function from ragged ids to what a tf.function gives for packed batches, in memory bounded by `_CHUNK_TOKENS`.
+
+    Args:
+      compute: to tensors [texts, ...] by name.
+      shortest: a text counts as so many tokens at least.
+    """
+    outputs = compute.get_concrete_function().structured_outputs
+
+    def in_chunks(ragged: dict[str, tf.RaggedTensor], lengths: tf.Tensor) -> dict[str, tf.Tensor]:
         order = tf.argsort(lengths, direction="DESCENDING", stable=True)
         count = tf.size(lengths)
-        outputs = tf.TensorArray(tf.float32, 0, dynamic_size=True, infer_shape=False)
+        empty = {n: tf.TensorArray(v.dtype, 0, dynamic_size=True, infer_shape=False) for n, v in outputs.items()}
 
-        def chunk(start: tf.Tensor, number: tf.Tensor, outputs: tf.TensorArray) -> tuple[Any, ...]:
+        def chunk(start: tf.Tensor, number: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[Any, ...]:
             size = tf.maximum(_CHUNK_TOKENS // lengths[order[start]], 1)
-            found = classify(_packed(ragged, pairs, order[start : start + size]))
-            return start + size, number + 1, outputs.write(number, found)
+            found = compute(_packed(ragged, pairs, order[start : start + size]))
+            return start + size, number + 1, {n: array.write(number, found[n]) for n, array in arrays.items()}
 
-        *_, outputs = tf.while_loop(lambda start, *_: start < count, chunk, (0, 0, outputs), parallel_iterations=1)
-        return tf.gather(outputs.concat(), tf.argsort(order))
+        *_, arrays = tf.while_loop(lambda start, *_: start < count, chunk, (0, 0, empty), parallel_iterations=1)
+        back = tf.argsort(order)
+        return {name: tf.gather(array.concat(), back) for name, array in arrays.items()}
 
-    def predict(ragged: dict[str, tf.RaggedTensor]) -> tf.Tensor:
-        lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), fixed)
+    def on_ragged(ragged: dict[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), shortest)
         found = tf.cond(
-            tf.size(lengths) < 2, lambda: classify(_packed(ragged, pairs)), lambda: in_chunks(ragged, lengths)
+            tf.size(lengths) < 2, lambda: compute(_packed(ragged, pairs)), lambda: in_chunks(ragged, lengths)
         )
-        labels = max(2, model.output_dense.units) if task != "multilabel" else model.output_dense.units
-        return tf.ensure_shape(found, [None, labels])
+        return {name: tf.ensure_shape(values, outputs[name].shape) for name, values in found.items()}
 
-    return predict
+    return on_ragged

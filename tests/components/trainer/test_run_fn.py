@@ -154,7 +154,10 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     assert lengths.sum() == len(tokens["input_ids"])
     assert tokens["input_ids"].numpy()[[0, lengths[0] - 1]].tolist() == [2, 3]
     explained = signatures["explain"](**{name: tf.constant(values) for name, values in columns.items()})
+    assert set(explained) == {*answer, "parts", "starts", "ends"}
     np.testing.assert_allclose(explained["probabilities"], answer["probabilities"], atol=1e-6)
+    for name in set(answer) - {"probabilities"}:
+        assert explained[name].numpy().tolist() == answer[name].numpy().tolist()
     assert {explained[name].shape for name in ("parts", "starts", "ends")} == {(5, len(labels), 5)}
     assert np.all(explained["ends"].numpy() < lengths[:, None, None])
     none = signatures["explain"](**{name: tf.constant([], tf.string) for name in columns})
@@ -208,6 +211,13 @@ def test_an_explanation_is_of_the_texts_own_words_by_label(ran):
     assert carried == read_tokens(args.custom_config["vocab_file"])
     texts = ["h ae h", "", "bd bd ce"]
     told = predictor.ngrams(texts)
+    explain = tf.saved_model.load(args.serving_model_dir).signatures["explain"]
+    together = explain(text=tf.constant(texts))
+    for row, text in enumerate(texts):
+        alone = explain(text=tf.constant([text]))
+        np.testing.assert_allclose(together["parts"][row], alone["parts"][0], rtol=0, atol=1e-5)
+        for name in ("starts", "ends", "label"):
+            np.testing.assert_array_equal(together[name][row], alone[name][0])
     for text, ngrams in zip(texts, told, strict=True):
         assert list(ngrams) == ["LOW", "MIDDLE", "HIGH"]
         for ranked in ngrams.values():
@@ -215,6 +225,15 @@ def test_an_explanation_is_of_the_texts_own_words_by_label(ran):
             assert bool(ranked) is bool(text)
             for ngram, _ in ranked:  # put together from word pieces; one may begin within a word
                 assert ngram.removeprefix("##") in text
+
+
+def test_the_encoder_stands_in_the_graph_once(ran):
+    args, _ = ran
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((Path(args.serving_model_dir) / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    operations = [node.op for function in functions for node in function.node_def]
+    assert operations.count("FusedBatchNormV3") == 3  # the norms of the embeddings and of one layer, of several texts
 
 
 def test_transform_features_gives_labels_and_lengths_for_evaluation(ran):
