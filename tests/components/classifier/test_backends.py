@@ -1,8 +1,10 @@
 """The classifier on Keras's other backends: the same answers and gradients as on TensorFlow."""
 
 import os
+import re
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PEERS = ROOT / ".tools" / "peers"
 SCRIPT = Path(__file__).with_name("backend_step.py")
-KERAS = ("keras==3.15.1", "pydantic==2.14.4", "numpy==2.4.6")
+LOCK = ROOT / "deploy" / "bootstrap" / "requirements.txt"
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,12 @@ def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, enviro
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(tmp_path)}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # every shape is compiled, and runs once
     if backend == "torch":  # too large to be fetched for one test
-        if not (PEERS / "stamp").exists():
-            pytest.skip("torch is not here; tests/benchmarks/peers.sh makes an environment that holds it")
-        (packages,) = PEERS.glob("lib/python3*/site-packages")
+        packages = PEERS / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        if not (PEERS / "stamp").exists() or not packages.exists():
+            pytest.skip("torch is not here for this Python; tests/benchmarks/peers.sh makes an environment of it")
         environment["PYTHONPATH"] += f"{os.pathsep}{packages}"
-    python = environments.make(*KERAS, *(["jax>=0.10,<0.13"] if backend == "jax" else []))
+    pinned = re.findall(r"^((?:keras|pydantic|numpy)==.*?) *\\?$", LOCK.read_text(), re.MULTILINE)
+    python = environments.make(*pinned, *(["jax==0.10.2"] if backend == "jax" else []))
     command = [str(python), str(SCRIPT), str(file), str(tmp_path / "found.npz")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -116,6 +116,7 @@ def test_without_a_gpu_nothing_is_compiled_by_xla(fn_args, monkeypatch, caplog):
         raise Stop
 
     monkeypatch.setattr(fit_module, "Loop", loop)
+    monkeypatch.setattr(fit_module.tf.config, "list_physical_devices", lambda kind=None: [])
     from components.trainer.run_fn import run_fn
 
     with pytest.raises(Stop):
