@@ -56,4 +56,5 @@ def approvals(store: mlmd.MetadataStore) -> list[tuple[int, int]]:
     for event in store.get_events_by_execution_ids(gates) if gates else ():
         if event.type in _INPUT:
             inputs[event.execution_id][event.path.steps[0].key] = event.artifact_id
-    return [(of["statistics"], of["schema"]) for of in map(inputs.__getitem__, gates)]
+    # Of what a run with `--from` takes over, TFX records an execution that has outputs alone.
+    return [(of["statistics"], of["schema"]) for of in map(inputs.get, gates) if of]

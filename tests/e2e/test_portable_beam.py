@@ -1,5 +1,5 @@
-"""The pipeline to its last step on Beam, by Beam in many processes, and through a portable job server as on Flink or
-Spark: the same artifacts as in this process."""
+"""To its last step on Beam through a portable job server, as on Flink or Spark, and the data's steps by Beam in many
+processes: the same artifacts as in this process."""
 
 import gzip
 import hashlib
@@ -40,10 +40,10 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait(30)
 
 
-def run(project, name: str, *overrides: str) -> dict:
+def run(project, name: str, *overrides: str, to: str = "evaluator") -> dict:
     """A run on a root of its own; the folders of its newest artifacts by step and output."""
     root = project.folder / name
-    argv = ["run", str(project.config), "--to", "evaluator", "--json"]
+    argv = ["run", str(project.config), "--to", to, "--json"]
     quick = ("training.epochs=1", "evaluation.bootstrap_samples=0")
     for value in (f"paths.root={root}", *quick, *overrides):
         argv += ["--set", value]
@@ -65,14 +65,22 @@ def direct(project) -> dict:
     return run(project, "direct")
 
 
-@pytest.fixture(scope="module", params=["processes", "portable"])
-def elsewhere(request: pytest.FixtureRequest, project) -> dict:
-    """The same run in many processes; and by the job server, whose workers call back to this process."""
-    if request.param == "processes":
-        return run(project, "processes", "beam.mode=multi_processing", "beam.workers=2")
-    server = request.getfixturevalue("job_server")
-    flags = ["--runner=PortableRunner", f"--job_endpoint={server}", "--environment_type=LOOPBACK"]
+@pytest.fixture(scope="module")
+def processes(project) -> dict:
+    """The data's steps in many processes."""
+    return run(project, "processes", "beam.mode=multi_processing", "beam.workers=2", to="transform")
+
+
+@pytest.fixture(scope="module")
+def portable(project, job_server: str) -> dict:
+    """The run by the job server, whose workers call back to this process."""
+    flags = ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
     return run(project, "portable", f"beam.pipeline_args={json.dumps(flags)}")
+
+
+@pytest.fixture(scope="module", params=["processes", "portable"])
+def elsewhere(request: pytest.FixtureRequest) -> dict:
+    return request.getfixturevalue(request.param)
 
 
 def records(folder: Path) -> dict[str, list[str]]:
@@ -117,8 +125,8 @@ def test_statistics_and_schema_are_the_same(direct: dict, elsewhere: dict) -> No
     assert schemas[0] == schemas[1]
 
 
-def test_model_metrics_and_gates_are_the_same(direct: dict, elsewhere: dict) -> None:
-    one, other = direct["record"], elsewhere["record"]
+def test_model_metrics_and_gates_are_the_same(direct: dict, portable: dict) -> None:
+    one, other = direct["record"], portable["record"]
     assert one["data"]["splits"] == other["data"]["splits"]
     for name, metric in one["metrics"].items():
         if isinstance(metric, dict) and metric.get("value") is not None:

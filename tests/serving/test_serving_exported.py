@@ -75,7 +75,7 @@ def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exporte
     calls = [call.future(request([text]), 600) for text in shorts[:30]]
     long = call.future(request([LONG]), 600)
     calls += [call.future(request([text]), 600) for text in shorts[30:59]]
-    eventually(lambda: metrics(served)[in_flight] == 60)
+    eventually(lambda: metrics(served).get(in_flight) == 60)
     assert f"{size}_count" not in metrics(served)  # 59 short texts and a long one wait; no batch is full
 
     calls.append(call.future(request([shorts[59]]), 600))  # the sixtieth short one fills theirs
