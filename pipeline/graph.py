@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ml_metadata.proto import metadata_store_pb2
 from tfx.components import ExampleValidator, Trainer, Transform, Tuner
 from tfx.dsl.components.common import resolver
-from tfx.orchestration import metadata, pipeline
+from tfx.orchestration import pipeline
 from tfx.proto import range_config_pb2, trainer_pb2, transform_pb2
 from tfx.types import Channel, channel, standard_artifacts
 
@@ -229,9 +230,18 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
             push,
         ],
         enable_cache=True,
-        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(config.root / "metadata.sqlite")),
+        metadata_connection_config=_metadata_connection(config.root),
         beam_pipeline_args=[*beam_arguments(config.beam, _input_bytes(config))],
     )
+
+
+def _metadata_connection(root: Path) -> Any:
+    """ML Metadata in the root; unlike TFX's own helper it makes no folder, for a graph is also compiled elsewhere."""
+    protocol: Any = metadata_store_pb2  # generated code
+    connection = protocol.ConnectionConfig()
+    connection.sqlite.filename_uri = str(root / "metadata.sqlite")
+    connection.sqlite.connection_mode = protocol.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
+    return connection
 
 
 def _ingest(config: Config) -> tuple[list[Any], Any]:

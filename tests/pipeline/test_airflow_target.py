@@ -40,6 +40,7 @@ def test_description_holds_the_graphs_steps_and_what_the_section_says(minimal: P
     assert (found["schedule"], found["time_zone"], found["start"]) == ("0 3 * * *", "Europe/Berlin", [2026, 1, 1])
     assert found["config"] == str(minimal)
     assert found["set"] == ["paths.root=/srv/root", "paths.serving=/srv/root/serving/biobert_cnn"]
+    assert not Path("/srv/root").exists(), "compiling made the root, which may be another machine's"
 
 
 def test_window_has_a_task_for_each_place(minimal: Path) -> None:
