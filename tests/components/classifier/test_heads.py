@@ -140,9 +140,8 @@ def reference(head, x, segments):
     return np.concatenate([group.max(0, initial=0) for group in groups])
 
 
-@pytest.mark.parametrize("segments", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
-def test_features_are_those_of_a_text_by_text_computation(kind, segments):
+def drawn(kind, segments):
+    """A head with random weights, and hidden states and batch of TEXTS."""
     config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
     head = Head(config, segments=segments, max_length=9)
     batch = packed(TEXTS, False)
@@ -151,6 +150,13 @@ def test_features_are_those_of_a_text_by_text_computation(kind, segments):
     head(hidden, batch)
     for variable in head.weights:
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.2))
+    return head, hidden, batch
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
+def test_features_are_those_of_a_text_by_text_computation(kind, segments):
+    head, hidden, batch = drawn(kind, segments)
     found = ops.convert_to_numpy(head(hidden, batch))
     ends = np.cumsum(batch["row_lengths"])[:-1]
     expected = [
@@ -198,14 +204,7 @@ def found_ngrams(head, x, segments):
 @pytest.mark.parametrize("segments", [1, 3])
 @pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
 def test_ngrams_are_where_a_text_by_text_computation_finds_the_maximum(kind, segments):
-    config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
-    head = Head(config, segments=segments, max_length=9)
-    batch = packed(TEXTS, False)
-    batch["segments"] = np.concatenate([np.arange(len(t), dtype=np.int32) * segments // len(t) for t in TEXTS])
-    hidden = RNG.normal(size=(len(batch["ids"]), 8)).astype(np.float32)
-    head(hidden, batch)
-    for variable in head.weights:
-        variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.2))
+    head, hidden, batch = drawn(kind, segments)
     ends = np.cumsum(batch["row_lengths"])[:-1]
     expected = [
         found_ngrams(head, x, s) for x, s in zip(np.split(hidden, ends), np.split(batch["segments"], ends), strict=True)
