@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import io
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -116,23 +118,24 @@ def test_a_lock_that_may_not_be_read_is_not_known_to_be_held(tmp_path: Path, mon
         assert is_held(tmp_path)
 
 
-def test_run_that_waits_for_the_root_says_for_whom(tmp_path: Path, capsys) -> None:
+def test_run_that_waits_for_the_root_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
 
     def wait() -> None:
         with root_lock(tmp_path, wait=True):
             order.append("waited")
 
     thread = threading.Thread(target=wait)
-    told = ""
     with root_lock(tmp_path, wait=False):
         thread.start()
-        while not told:
-            told = capsys.readouterr().err
-            assert told or thread.is_alive(), "the waiting run ended and said nothing"
+        while not said.getvalue().endswith("\n"):
+            assert thread.is_alive(), "the waiting run ended and said nothing"
+            time.sleep(0.01)
         order.append("held")
     thread.join()
-    assert told == f"waiting: another run (process {os.getpid()}) holds the pipeline root {tmp_path}\n"
+    assert said.getvalue() == f"waiting: another run (process {os.getpid()}) holds the pipeline root {tmp_path}\n"
     assert order == ["held", "waited"]
 
 
