@@ -427,7 +427,7 @@ class ServingConfig(Section):
     tolerance: PositiveFloat = 1e-5  # against the trainer's own probabilities
     max_latency_ms: PositiveFloat = 1000.0  # median of single-text requests
     load_timeout_s: Seconds = 120.0
-    warmup_requests: PositiveInt = 4
+    warmup_requests: PositiveInt = 4  # of serving_default; one more for each further signature that clients ask
     keep_versions: PositiveInt = 5
 
 

@@ -17,7 +17,7 @@ import typer
 
 from components.errors import ConfigError, PipelineError
 from pipeline import orchestrators
-from pipeline.environment import library_settings
+from pipeline.environment import library_settings, spare_the_collector
 from pipeline.retraining import commands
 
 app = typer.Typer(
@@ -280,6 +280,7 @@ orchestrators.register(app, errors_in_words)
 def main() -> None:
     """The console script."""
     os.environ.update(library_settings())
+    spare_the_collector()
     app()
 
 

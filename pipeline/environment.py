@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 
@@ -14,3 +16,13 @@ def library_settings() -> dict[str, str]:
         "KERAS_HOME": os.devnull,
     }
     return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def spare_the_collector() -> None:
+    """For a process of its own, before TensorFlow, TFX and Beam are imported.
+
+    They make some million objects that live as long as the process. To go over them while they are imported, and once
+    more when the interpreter ends, takes a quarter of a short command's time (10.0 s against 7.6 s for the graph).
+    """
+    gc.set_threshold(50_000, 20, 100)
+    atexit.register(gc.freeze)

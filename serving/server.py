@@ -305,9 +305,11 @@ def _freeze_imports() -> None:
     Going over it again and again would take a twentieth of the processor's time, and milliseconds at once. Models are
     loaded later, and stay collectable.
     """
+    gc.disable()
     import serving.rpc
     import serving.service  # noqa: F401
 
+    gc.enable()
     gc.collect()
     gc.freeze()
 

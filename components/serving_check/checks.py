@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
 )
 
 from components.errors import ServingError
-from components.serving_check.samples import HOSTILE, Sample, predict_request
+from components.serving_check.samples import HOSTILE, Sample, examples_request, predict_request
 from components.serving_check.server_process import OVERLOADED
 
 _AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
@@ -75,18 +75,7 @@ class Client:
 
     def probabilities_of_examples(self, texts: Sequence[bytes], pairs: Sequence[bytes] | None) -> np.ndarray:
         """Predict on `serialized_examples`: float64 [n, classes]."""
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = "serialized_examples"
-        examples = []
-        for row, text in enumerate(texts):
-            example = tf.train.Example()
-            example.features.feature["text"].bytes_list.value.append(text)
-            if pairs is not None:
-                example.features.feature["text_pair"].bytes_list.value.append(pairs[row])
-            examples.append(example.SerializeToString())
-        request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string))
-        return self._ask(request, len(texts), "a batch of tf.Examples")
+        return self._ask(examples_request(self._model_name, texts, pairs), len(texts), "a batch of tf.Examples")
 
     def _ask(self, request: predict_pb2.PredictRequest, rows: int, what: str) -> np.ndarray:
         try:

@@ -87,7 +87,9 @@ def _check(
             f"{missing} are not"
         )
     _copy_model(path_utils.serving_model_path(inputs["model"].uri), stamped)
-    samples.write_warmup(path_utils.warmup_file_path(str(stamped)), serving.model_name, sample, serving.warmup_requests)
+    signatures = _signatures(stamped)
+    warmup = path_utils.warmup_file_path(str(stamped))
+    samples.write_warmup(warmup, serving.model_name, sample, serving.warmup_requests, signatures)
     # A server wants <base path>/<version>/.
     base_path = folder / "base" / serving.model_name
     base_path.mkdir(parents=True)
@@ -98,9 +100,7 @@ def _check(
         try:
             client.wait_until_available()
             tolerance = serving.tolerance if sample.tolerance is None else sample.tolerance
-            findings.update(
-                checks.check_answers(client, sample, tolerance, "serialized_examples" in _signatures(stamped))
-            )
+            findings.update(checks.check_answers(client, sample, tolerance, "serialized_examples" in signatures))
             # Multi-label probabilities are independent of each other: whether they sum to one shows in the trainer's.
             sums = np.allclose(sample.probabilities.sum(axis=1), 1.0, atol=1e-4)
             findings["hostile"] = checks.check_hostile(client, sample.pairs is not None, bool(sums))

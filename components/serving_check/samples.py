@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from google.protobuf.message import Message
+from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_log_pb2
 from tfx.dsl.io import fileio
 from tfx.utils import io_utils
 
@@ -120,14 +121,49 @@ def predict_request(
     return request
 
 
-def write_warmup(path: str, model_name: str, sample: Sample, requests: int) -> None:
-    """Writes `assets.extra/tf_serving_warmup_requests`: filler of the real texts' lengths, in several batch sizes.
+def examples_request(
+    model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None
+) -> predict_pb2.PredictRequest:
+    """A Predict request on `serialized_examples`, with the texts (and pairs) as tf.Examples."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model_name
+    request.model_spec.signature_name = "serialized_examples"
+    rows = [example.SerializeToString() for example in _examples(texts, pairs)]
+    request.inputs["examples"].CopyFrom(tf.make_tensor_proto(rows, tf.string))
+    return request
+
+
+def classify_request(
+    model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None
+) -> classification_pb2.ClassificationRequest:
+    """A Classify request on `classify`, with the texts (and pairs) as tf.Examples."""
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name = model_name
+    request.model_spec.signature_name = "classify"
+    request.input.example_list.examples.extend(_examples(texts, pairs))
+    return request
+
+
+def write_warmup(path: str, model_name: str, sample: Sample, requests: int, signatures: Collection[str]) -> None:
+    """Writes `assets.extra/tf_serving_warmup_requests`: filler of the real texts' lengths, in several batch sizes, and
+    one request for each further signature that clients ask: the first call of each is slow.
 
     Format: TFRecord of PredictionLog, https://www.tensorflow.org/tfx/serving/saved_model_warmup.
+
+    Args:
+      path: the file.
+      model_name: as it will be served.
+      sample: its texts' lengths are taken, never the texts.
+      requests: how many for `serving_default`.
+      signatures: the model's.
     """
     words = [max(len(text.split()), 1) for text in sample.texts] or [20]
     fileio.makedirs(os.path.dirname(path))
     with tf.io.TFRecordWriter(path) as writer:
+
+        def write(**log: Message) -> None:
+            writer.write(prediction_log_pb2.PredictionLog(**log).SerializeToString())
+
         position = 0
         for number in range(requests):
             size = _BATCH_SIZES[number % len(_BATCH_SIZES)]
@@ -135,8 +171,24 @@ def write_warmup(path: str, model_name: str, sample: Sample, requests: int) -> N
             position += size
             texts = [_filler(length) for length in lengths]
             request = predict_request(model_name, texts, None if sample.pairs is None else texts)
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
+            write(predict_log=prediction_log_pb2.PredictLog(request=request))
+        texts = [_filler(words[0])]
+        asked = model_name, texts, None if sample.pairs is None else texts
+        if "explain" in signatures:
+            write(predict_log=prediction_log_pb2.PredictLog(request=predict_request(*asked, "explain")))
+        if "serialized_examples" in signatures:
+            write(predict_log=prediction_log_pb2.PredictLog(request=examples_request(*asked)))
+        if "classify" in signatures:
+            write(classify_log=prediction_log_pb2.ClassifyLog(request=classify_request(*asked)))
+
+
+def _examples(texts: Sequence[bytes], pairs: Sequence[bytes] | None) -> Iterator[tf.train.Example]:
+    for row, text in enumerate(texts):
+        example = tf.train.Example()
+        example.features.feature["text"].bytes_list.value.append(text)
+        if pairs is not None:
+            example.features.feature["text_pair"].bytes_list.value.append(pairs[row])
+        yield example
 
 
 def _filler(words: int) -> bytes:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from pipeline.steps import STEPS
 
@@ -47,7 +49,10 @@ def test_run_that_is_killed_in_each_step_goes_on_and_pushes_one_version(project)
 def test_pushed_version_is_complete_and_carries_its_lineage(project) -> None:
     version = project.serving_dir / str(project.versions[-1])
     assert (version / "saved_model.pb").exists()
-    assert (version / "assets.extra" / "tf_serving_warmup_requests").stat().st_size > 0
+    records = tf.compat.v1.io.tf_record_iterator(str(version / "assets.extra" / "tf_serving_warmup_requests"))
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    asked = [getattr(log, log.WhichOneof("log_type")).request.model_spec.signature_name for log in logs]
+    assert asked[-3:] == ["explain", "serialized_examples", "classify"]
     lineage = json.loads((version / "assets.extra" / "lineage.json").read_text())
     text = json.dumps(lineage)
     for expected in ("train.csv", "macro_f1", '"seed"', "sha256"):

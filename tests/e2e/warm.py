@@ -6,6 +6,7 @@ it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "
 schedule starts as processes of their own (`launch.run_json`) are forks, too; `Project.process` has real ones.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -55,6 +56,7 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
 
 
 def main() -> None:
+    gc.freeze()  # what is shared with the forks stays shared
     launch.run_json = measure_process.run_json = run_json
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)

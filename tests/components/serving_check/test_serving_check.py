@@ -128,12 +128,18 @@ def test_sound_model_is_blessed_and_stamped_with_warmup_requests(tmp_path: Path,
 
     stamped = tmp_path / "blessing" / "stamped_model"
     records = tf.compat.v1.io.tf_record_iterator(str(stamped / "assets.extra" / "tf_serving_warmup_requests"))
-    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    requests = [log.predict_log.request for log in logs[:3]]
     assert [request.inputs["text"].tensor_shape.dim[0].size for request in requests] == [1, 8, 2]
+    assert logs[3].predict_log.request.model_spec.signature_name == "serialized_examples"
+    assert logs[4].classify_log.request.model_spec.signature_name == "classify"
+    assert len(logs) == 5, "one request for each further signature"
+    (example,) = logs[4].classify_log.request.input.example_list.examples
+    assert sorted(example.features.feature) == (["text", "text_pair"] if pairs else ["text"])
     assert all(sorted(request.inputs) == (["text", "text_pair"] if pairs else ["text"]) for request in requests)
     words = {len(text.split()) for request in requests for text in tf.make_ndarray(request.inputs["text"])}
     assert words == {11}  # as long as the real texts, and none of them
-    assert not any(b"aspirin" in request.SerializeToString() for request in requests)
+    assert not any(b"aspirin" in log.SerializeToString() for log in logs)
     answer = tf.saved_model.load(str(stamped)).signatures["serving_default"](
         text=tf.constant(TEXTS), **({"text_pair": tf.constant(PAIRS)} if pairs else {})
     )

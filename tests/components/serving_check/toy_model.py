@@ -79,6 +79,13 @@ class ToyModel(tf.Module):
         examples = tf.function(from_examples, autograph=False).get_concrete_function(
             tf.TensorSpec([None], tf.string, "examples")
         )
-        signatures = {"serving_default": concrete, "serialized_examples": examples}
+        classify = tf.function(
+            lambda inputs: {
+                "classes": from_examples(inputs)["classes"],
+                "scores": from_examples(inputs)["probabilities"],
+            },
+            autograph=False,
+        ).get_concrete_function(tf.TensorSpec([None], tf.string, "inputs"))
+        signatures = {"serving_default": concrete, "serialized_examples": examples, "classify": classify}
         tf.saved_model.save(self, str(path), signatures=signatures)
         return path

@@ -68,7 +68,6 @@ STAGES = [{"layers": 0, "epochs": 1}, {"layers": "all", "epochs": 1}]
 @pytest.mark.parametrize(
     "options",
     [
-        {"epochs": 2},
         {"epochs": 1, "xla": True},
         {"stages": STAGES, "layer_decay": 0.5, "accumulate_steps": 2, "ema_decay": 0.5},
     ],
