@@ -5,6 +5,8 @@
       1764035000/          the newest number is the live one: TensorFlow Serving's `latest` policy
       .rolled-back/
         1764033000/        taken from the server by a rollback; `restore` brings it back under its own number
+      .removed/
+        1764029000/        of a version that was removed: its lineage alone
       .staging/            versions on their way in or out; what a killed process left here goes at the next push
       .journal.jsonl       who pushed, rolled back, restored or removed which version, when and why
       .lock                held by whoever changes any of this
@@ -32,6 +34,7 @@ from typing import Any
 from components.errors import PushError
 
 ROLLED_BACK = ".rolled-back"
+REMOVED = ".removed"
 STAGING = ".staging"
 JOURNAL = ".journal.jsonl"
 LOCK = ".lock"
@@ -88,6 +91,11 @@ def rolled_back(serving_dir: Path) -> dict[int, Path]:
     return numbered(serving_dir / ROLLED_BACK)
 
 
+def removed(serving_dir: Path) -> dict[int, Path]:
+    """What is kept of versions whose folders are gone: a folder with the lineage alone, oldest first."""
+    return numbered(serving_dir / REMOVED)
+
+
 def read_lineage(version: Path) -> dict[str, Any] | None:
     """What a version was made of; None for a folder that this pipeline did not push."""
     try:
@@ -103,7 +111,7 @@ def next_number(serving_dir: Path, now: float) -> int:
     A clock that was set back, or two pushes within a second, must not make the new version look older than another
     (the server would not serve it), nor give it the number of one that was taken away.
     """
-    used = [*numbered(serving_dir), *rolled_back(serving_dir)]
+    used = [*numbered(serving_dir), *rolled_back(serving_dir), *removed(serving_dir)]
     used += [entry["version"] for entry in read_journal(serving_dir) if isinstance(entry.get("version"), int)]
     number = max(int(now), max(used, default=0) + 1, 1)
     if number >= 1 << 63:

@@ -223,12 +223,27 @@ def _live_copy(serving_dir: Path, digest: str) -> int | None:
 
 
 def _prune(serving_dir: Path, keep: int) -> None:
-    """Removes versions beyond the last `keep`, never the live one, and as many of those that were rolled back."""
+    """Removes versions beyond the last `keep`, never the live one, and as many of those that were rolled back.
+
+    Their lineage stays.
+    """
     for versions in (base_path.published(serving_dir), base_path.rolled_back(serving_dir)):
         ours = [path for path in versions.values() if base_path.read_lineage(path) is not None]
         for path in ours[: max(len(ours) - max(keep, 1), 0)]:
+            _keep_lineage(serving_dir, path)
             base_path.remove(serving_dir, path)
             base_path.write_journal(serving_dir, "remove", int(path.name), f"the last {keep} are kept")
+
+
+def _keep_lineage(serving_dir: Path, version: Path) -> None:
+    """What a version was made of outlives its folder."""
+    target = serving_dir / base_path.REMOVED / version.name
+    if target.exists():  # a push was killed before it removed the version
+        return
+    draft = base_path.staging_folder(serving_dir) / f"{version.name}.lineage.{os.getpid()}"
+    _write_file(draft / base_path.LINEAGE, (version / base_path.LINEAGE).read_bytes())
+    target.parent.mkdir(exist_ok=True)
+    draft.rename(target)
 
 
 def _explain(error: OSError, serving_dir: Path) -> PushError:

@@ -1,7 +1,7 @@
 """From a version to what it was made of, and from a span to every model that has seen it.
 
-Read from the versions' own folders (`assets.extra/lineage.json`), those that were rolled back included, from the
-journal of the base path and from the runs' records, so that versions long removed are known too.
+Read from the lineage of versions (`assets.extra/lineage.json`), those that were rolled back or removed included, from
+the journal of the base path and from the runs' records, so that versions long removed are known too.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def of_version(config: Config, number: int | None = None) -> dict[str, Any]:
         record = _record_of(config.root, number)
     path, state = everything.get(number, (None, "removed"))
     entries = [entry for entry in journal if entry.get("version") == number]
-    lineage = (base_path.read_lineage(path) if path is not None else None) or {}
-    if path is None and not entries and record is None:
+    folder = path or base_path.removed(config.serving_dir).get(number)
+    lineage = (base_path.read_lineage(folder) if folder is not None else None) or {}
+    if folder is None and not entries and record is None:
         known = ", ".join(str(found) for found in sorted(everything)) or "none"
         raise PushError(f"{config.serving_dir}: there is no version {number}; those that there are: {known}")
     data = lineage.get("data") or (record or {}).get("data") or {}
@@ -117,7 +118,7 @@ def of_span(config: Config, span: int) -> list[dict[str, Any]]:
 
 
 def _models(config: Config) -> list[_Model]:
-    """Versions from their folders and from records; refused models from the records alone."""
+    """Versions from their lineage and from records; refused models from the records alone."""
     found: dict[int, _Model] = {}
     refused = []
     for record in records.read_records(config.root):
@@ -128,7 +129,8 @@ def _models(config: Config) -> list[_Model]:
             found[version] = model
         elif record.get("status") == "not_blessed":
             refused.append(replace(model, version=None, state="refused"))
-    for number, (path, state) in _versions(config.serving_dir).items():
+    removed = {number: (path, "removed") for number, path in base_path.removed(config.serving_dir).items()}
+    for number, (path, state) in (removed | _versions(config.serving_dir)).items():
         lineage = base_path.read_lineage(path) or {}
         known = found.get(number) or _Model(number, state, None, {}, None, None)
         uri = ((lineage.get("artifacts") or {}).get("model") or {}).get("uri") or known.uri

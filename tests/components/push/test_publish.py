@@ -94,6 +94,15 @@ def test_last_versions_are_kept_and_folders_of_others_never_removed(model: Path,
     assert removed == [1000, 1001]
 
 
+def test_lineage_of_a_removed_version_is_kept(model: Path, tmp_path: Path) -> None:
+    serving = tmp_path / "s"
+    for number, weights in enumerate("abc"):
+        push(model, serving, weights, now=1000 + number, keep=1, run=weights)
+    kept = {number: base_path.read_lineage(path) for number, path in base_path.removed(serving).items()}
+    assert {number: facts["run"]["fingerprint"] for number, facts in kept.items()} == {1000: "a", 1001: "b"}
+    assert os.listdir(serving / ".staging") == []
+
+
 def test_same_model_is_not_published_twice(model: Path, tmp_path: Path) -> None:
     serving = tmp_path / "s"
     push(model, serving, "a", now=1000)

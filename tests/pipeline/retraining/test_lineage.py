@@ -3,6 +3,8 @@ import json
 import pytest
 
 from components.errors import PushError
+from components.push.base_path import published
+from components.push.publish import publish
 from pipeline import records, versions
 from pipeline.retraining import lineage
 
@@ -84,6 +86,29 @@ def test_span_leads_forward_to_refused_models_and_to_what_started_from_one_that_
     assert capsys.readouterr().out == f"no version  refused  run {entry['run']}\n"
     lineage.print_span(0, found[1:2], as_json=False)
     assert capsys.readouterr().out.endswith(f"  started from version {first}\n")
+
+
+def test_version_that_made_room_for_newer_ones_still_leads_back_to_all_it_was_made_of(make_project) -> None:
+    config = make_project().config
+    model = config.root / "model"
+    model.mkdir(parents=True)
+    facts = {
+        "run": {"configuration": {"task": "binary"}, "revision": "0a1b"}, "data": {"spans": [4]},
+        "artifacts": {"model": {"id": 3, "uri": "/models/3"}}, "software": {"keras": "3"},
+    }  # fmt: skip
+    pushed = []
+    for weights in "abc":
+        (model / "saved_model.pb").write_text(weights)
+        pushed.append(publish(model, config.serving_dir, 2, lambda number: dict(facts)).version)
+    assert sorted(published(config.serving_dir)) == pushed[1:]
+    found = lineage.of_version(config, pushed[0])
+    assert (found["state"], found["path"], found["spans"]) == ("removed", None, [4])
+    assert (found["configuration"], found["revision"]) == ({"task": "binary"}, "0a1b")
+    assert (found["artifacts"], found["software"]) == (facts["artifacts"], facts["software"])
+    assert [entry["event"] for entry in found["journal"]] == ["push", "remove"]
+    assert [(v["version"], v["state"]) for v in lineage.of_span(config, 4)] == list(
+        zip(pushed, ("removed", "kept", "live"), strict=True)
+    )
 
 
 def test_version_that_never_was_is_named_with_those_that_are(pushed) -> None:
