@@ -66,6 +66,11 @@ def split_of(group: bytes, shares: Iterable[tuple[str, int]]) -> str:
     raise AssertionError("the bucket is below the sum of the shares")
 
 
+def split_of_row(row: Row, shares: Iterable[tuple[str, int]]) -> str:
+    """The split of a row of files that are split by hash: of its document, or where it has none, of its text."""
+    return split_of(row.text if row.id is None else row.id, shares)
+
+
 def ingest(pipeline: beam.Pipeline, ingestion: Ingestion, inputs: Iterable[InputFile]) -> None:
     """Adds the whole of the ingestion to a pipeline."""
     _ = (
@@ -153,7 +158,7 @@ class _ItemOutput:
             return
         split = self._item.file.split
         if split == "all":
-            split = split_of(row.text if row.id is None else row.id, self._ingestion.hash_split)
+            split = split_of_row(row, self._ingestion.hash_split)
         digest = leaks.text_hash(row.text, row.text_pair if self._pair_counts else None)
         if split == "train" and digest in self._dropped:
             self._dropped_rows[split] += 1

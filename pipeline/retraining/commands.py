@@ -220,7 +220,7 @@ def _scheduler(path: Path, overrides: list[str] | None) -> Scheduler:
         config,
         PipelineProcess(path.absolute(), given, logs / "scheduled-run.log", config.schedule.run_timeout_s),
         clock=clock,
-        measure=MeasureProcess(path.absolute(), given, logs / "measure.log"),
+        measure=MeasureProcess(path.absolute(), given, logs / "measure.log", config.schedule.measure_timeout_s),
         watch=None if config.watch.target is None else ServerWatch(
             config.watch, config.serving.model_name, config.serving_dir
         ),

@@ -92,7 +92,8 @@ class ScheduleConfig(Section):
     min_score: Share | None = None  # of the live model on the newest span's labels; below it: run
     score_metric: Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1"] = "macro_f1"
     score_rows: PositiveInt = 2000  # rows of the newest span that the live model is scored on
-    measure_every_s: Seconds = 3600.0  # how often at most drift and score are measured
+    measure_every_s: Seconds = 3600.0  # how often at most drift and score are measured; what failed is tried again then
+    measure_timeout_s: Seconds = 3600.0  # measuring that takes longer is ended, and has failed
 
     time_zone: TimeZone = "UTC"  # of cron, quiet hours and the day of max_runs_a_day
     jitter_s: Annotated[int, Field(ge=0, le=86400)] = 0  # a due time is put off by up to this, the same each time

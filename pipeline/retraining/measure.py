@@ -2,7 +2,7 @@
 
     python -m pipeline.retraining.measure CONFIG [--set KEY=VALUE …] --live VERSION --span N --digest HEX
 
-Prints one JSON object, `{"measurements": […]}`, of numbers and names, never a text:
+Prints one JSON object, `{"measurements": […], "errors": {…}}`, of numbers and names, never a text:
 
 - drift: the newest span against the data that the live version was trained on, by TFDV: the L-infinity norm of the
   labels' shares, and the Jensen-Shannon divergence of the texts' lengths in tokens;
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import sqlite3
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -31,40 +33,55 @@ from pipeline.retraining import lineage, observe
 if TYPE_CHECKING:
     from components.examples.rows import Row
 
+_log = logging.getLogger(__name__)
 Labels = Sequence[str]  # of one row
 _CHUNK = 1024  # texts measured at once
 
 
-def measure(config: Config, live: int, span: int, digest: str) -> list[dict[str, Any]]:
-    """All that `config.schedule` bounds.
+def measure(config: Config, live: int, span: int, digest: str) -> dict[str, Any]:
+    """All that `config.schedule` bounds; a rule that cannot be measured leaves the others as they are.
 
     Args:
       live: the live version.
       span: the newest whole span, 0 for data without spans; `digest` is of its files.
 
-    Raises:
-      PipelineError: the data, the logs or the version cannot be read.
+    Returns:
+      `measurements`, and `errors`: why by rule that was not measured.
     """
     schedule = config.schedule
-    found: list[dict[str, Any]] = []
-
-    def add(rule: str, evidence: str, what: str, value: float) -> None:
-        found.append({"rule": rule, "live": live, "evidence": evidence, "value": value, "what": what})
-
     facts = observe.live_version(config.serving_dir)[1]
-    if schedule.min_score is not None:
+
+    def measure_score() -> dict[str, float]:
         seen = span in lineage.spans_of(facts.get("data") or {})
         rows = sample(fresh_rows(config, span, seen), schedule.score_rows)
-        add("score", digest, schedule.score_metric, score(config, live, rows))
-    if schedule.drift is not None or schedule.serving_drift is not None:
+        return {schedule.score_metric: score(config, live, rows)}
+
+    def measure_drift() -> dict[str, float]:
         training = training_statistics(config, facts)
-        if schedule.drift is not None:
-            for what, value in drift(config, training, labelled_rows(config, span, ("train", "all"))).items():
-                add("drift", digest, what, value)
-        if schedule.serving_drift is not None:
-            for what, value in serving_drift(config, training).items():
-                add("serving_drift", observe.logs_digest(config), what, value)
-    return found
+        return drift(config, training, labelled_rows(config, span, ("train", "all")))
+
+    def measure_serving_drift() -> dict[str, float]:
+        return serving_drift(config, training_statistics(config, facts))
+
+    found: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+    for rule, bound, values in (
+        ("score", schedule.min_score, measure_score),
+        ("drift", schedule.drift, measure_drift),
+        ("serving_drift", schedule.serving_drift, measure_serving_drift),
+    ):
+        if bound is None:
+            continue
+        try:
+            evidence = observe.logs_digest(config) if rule == "serving_drift" else digest
+            for what, value in values().items():
+                found.append({"rule": rule, "live": live, "evidence": evidence, "value": value, "what": what})
+        except PipelineError as error:
+            errors[rule] = str(error)
+        except Exception as error:  # where it broke, and not its words, which may quote a text
+            _log.error("%s: %s\n%s", rule, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            errors[rule] = f"{type(error).__name__}; see the log of the measuring"
+    return {"measurements": found, "errors": errors}
 
 
 # === Rows ===
@@ -74,9 +91,9 @@ def labelled_rows(config: Config, span: int, splits: Sequence[str]) -> Iterator[
     """The good rows of a span's splits, in order."""
     from components.examples.files import InputFile, ItemReader, plan_file
     from components.examples.rows import BadRow
-    from components.examples.spec import executor_config, row_spec
+    from components.examples.spec import row_spec
 
-    spec = row_spec(executor_config(config.data, config.task, config.labels, config.label_column))
+    spec = row_spec(_ingest(config))
     _, by_split = spans.find_files(config.data)[span]
     for split in splits:
         for number, path in enumerate(sorted(by_split.get(split, []))):
@@ -87,10 +104,22 @@ def labelled_rows(config: Config, span: int, splits: Sequence[str]) -> Iterator[
 
 def fresh_rows(config: Config, span: int, seen: bool) -> Iterator[Row]:
     """The rows of a span that the live version has not learned from: all, or those of the split that is evaluated."""
-    splits = ("all",) if "all" in config.data.splits else tuple(config.data.splits)
-    if seen and "all" not in splits:
-        splits = (config.evaluation.split,)
-    return labelled_rows(config, span, splits)
+    evaluated = config.evaluation.split
+    if not seen:
+        return labelled_rows(config, span, tuple(config.data.splits))
+    if "all" not in config.data.splits:
+        return labelled_rows(config, span, (evaluated,))
+    from components.examples.ingest import split_of_row
+
+    shares = _ingest(config)["hash_split"]
+    return (row for row in labelled_rows(config, span, ("all",)) if split_of_row(row, shares) == evaluated)
+
+
+def _ingest(config: Config) -> dict[str, Any]:
+    """What ingest is told."""
+    from components.examples.spec import executor_config
+
+    return executor_config(config.data, config.task, config.labels, config.label_column)
 
 
 def sample(rows: Iterable[Row], count: int) -> list[Row]:
@@ -270,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(json.dumps({"error": str(error)}))
         return error.exit_status
-    print(json.dumps({"measurements": found}))
+    print(json.dumps(found))
     return 0
 
 

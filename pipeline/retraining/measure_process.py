@@ -16,11 +16,12 @@ _log = logging.getLogger(__name__)
 class MeasureProcess:
     """`python -m pipeline.retraining.measure CONFIG`; see `scheduler.Measure`."""
 
-    def __init__(self, config: Path, overrides: tuple[str, ...], log: Path) -> None:
-        self._config, self._overrides, self._log = config, overrides, log
+    def __init__(self, config: Path, overrides: tuple[str, ...], log: Path, timeout_s: float | None = None) -> None:
+        """Args: as `launch.PipelineProcess`."""
+        self._config, self._overrides, self._log, self._timeout_s = config, overrides, log, timeout_s
 
     def __call__(self, live: int, spans: tuple[Span, ...], stop: Event) -> list[Measurement]:
-        """Measures the live version on the newest whole span; a failure is logged, and nothing is measured."""
+        """Measures the live version on the newest whole span; what could not be measured is logged and left out."""
         whole = [span for span in spans if span.complete and span.digest]
         if not whole:
             return []
@@ -30,8 +31,8 @@ class MeasureProcess:
             *(part for override in self._overrides for part in ("--set", override)), f"--live={live}",
             f"--span={newest.number}", f"--digest={newest.digest}",
         ]  # fmt: skip
-        found = run_json(command, self._log, stop)
-        if "measurements" not in found:
-            _log.error("drift and score were not measured: %s", found.get("error"))
-            return []
-        return [Measurement(**item) for item in found["measurements"]]
+        found = run_json(command, self._log, stop, self._timeout_s)
+        errors = found["errors"] if "measurements" in found else {"drift and score": found.get("error")}
+        for rule, error in errors.items():
+            _log.error("not measured: %s: %s", rule, error)
+        return [Measurement(**item) for item in found.get("measurements", [])]

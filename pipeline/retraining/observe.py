@@ -13,7 +13,7 @@ from components.errors import DataError
 from components.push import base_path
 from pipeline import spans
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, file_hash
 from pipeline.retraining.decision import Span
 
 
@@ -84,7 +84,7 @@ def known_before(found: tuple[Span, ...], lineage: dict[str, Any], data: DataCon
 
 def _same_files(data: DataConfig, span: Span, seen: set[Any]) -> bool:
     files = [path for paths in spans.find_files(data)[span.number][1].values() for path in paths]
-    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in files} <= seen
+    return {file_hash(path) for path in files} <= seen
 
 
 def _describe(

@@ -273,10 +273,14 @@ class Scheduler:
         )
 
     def _measure_if_due(self, state: State, now: dt.datetime, spans: tuple[Span, ...]) -> None:
-        """Measures when something is bounded, a version is live, and long enough has passed since the last time."""
+        """Measures when something is bounded, a version is live, and long enough has passed since the last time.
+
+        What could not be measured is measured again after that time, on the same evidence.
+        """
         schedule = self._config.schedule
-        bounds = (schedule.drift, schedule.serving_drift, schedule.min_score)
-        if self._measure is None or all(bound is None for bound in bounds) or state.open_run() is not None:
+        bounds = {"drift": schedule.drift, "serving_drift": schedule.serving_drift, "score": schedule.min_score}
+        bounded = {rule for rule, bound in bounds.items() if bound is not None}
+        if self._measure is None or not bounded or state.open_run() is not None:
             return
         live, _ = observe.live_version(self._config.serving_dir)
         last, measured_on = state.measured_at()
@@ -290,7 +294,9 @@ class Scheduler:
         known = {item.trigger for item in state.measurements()}
         drifted = [item for item in found if results.is_drift(schedule, item) and item.trigger not in known]
         body = {"pipeline": self._config.name, "root": str(self._config.root), "event": "drift"}
-        state.measured(found, now, evidence, [("drift", {**body, **results.drift_body(item, now)}) for item in drifted])
+        events = [("drift", {**body, **results.drift_body(item, now)}) for item in drifted]
+        complete = bounded <= {item.rule for item in found}
+        state.measured(found, now, evidence if complete else None, events)
 
     def _pause(self, look: Look) -> float:
         if look.run is not None:

@@ -167,7 +167,7 @@ class State:
         return tuple(Measurement(row["rule"], row["live"], row["evidence"], row["value"], row["what"]) for row in rows)
 
     def measured_at(self) -> tuple[dt.datetime | None, str | None]:
-        """When something was last measured, and on what."""
+        """When it was last tried to measure, and what all of it was last measured on."""
         with self._explained():
             value, evidence = self._fact("measured_at"), self._fact("measured_on")
         return None if value is None else _time(value), evidence
@@ -283,10 +283,14 @@ class State:
         return cursor.rowcount > 0
 
     def measured(
-        self, found: Iterable[Measurement], now: dt.datetime, evidence: str,
+        self, found: Iterable[Measurement], now: dt.datetime, evidence: str | None,
         events: Sequence[tuple[str, dict[str, Any]]] = (),
     ) -> None:  # fmt: skip
-        """Keeps measurements in place of earlier ones of the same rule and feature; `evidence` is what they are of."""
+        """Keeps measurements in place of earlier ones of the same rule and feature.
+
+        Args:
+          evidence: what they are of; None: something is still to be measured on it.
+        """
         with self._transaction():
             for item in found:
                 self._db.execute(
@@ -294,7 +298,7 @@ class State:
                     (item.rule, item.what, _text(now), item.live, item.evidence, item.value),
                 )
             self._set("measured_at", _text(now))
-            self._set("measured_on", evidence)
+            self._set("measured_on", evidence or "")
             self._queue(events, now)
 
     def decided(self, decision: Decision, now: dt.datetime) -> bool:

@@ -1,13 +1,16 @@
 """What is measured of the live version; TFDV's and the model's own parts are marked slow."""
 
+import datetime as dt
 import random
+from threading import Event
 
 import pytest
 
 from components.errors import PipelineError
 from components.examples.rows import Row
 from pipeline.config import load_config
-from pipeline.retraining import measure, observe
+from pipeline.retraining import measure, measure_process, observe
+from pipeline.retraining.decision import Span
 
 YES, NO = ("yes",), ("no",)
 
@@ -44,6 +47,71 @@ def test_sample_is_the_same_each_time_and_reaches_over_all_rows() -> None:
 def test_rows_that_the_live_version_has_learned_from_are_not_fresh(project) -> None:
     assert [item.text for item in measure.fresh_rows(project.config, 0, seen=False)] == [b"a 0 1 train", b"a 0 1 dev"]
     assert [item.text for item in measure.fresh_rows(project.config, 0, seen=True)] == [b"a 0 1 dev"]
+
+
+@pytest.mark.slow
+def test_of_rows_that_are_split_by_hash_those_of_the_evaluated_split_are_fresh(make_project) -> None:
+    from components.examples.ingest import split_of
+
+    project = make_project('data.splits={ all = "span-{SPAN}/v{VERSION}/train.csv" }')
+    texts = [f"text {number}" for number in range(100)]
+    path = project.folder / "rows" / "span-0" / "v1" / "train.csv"
+    path.write_text("text,label\n" + "".join(f"{text},yes\n" for text in texts))
+    shares = (("train", 8), ("eval", 1), ("test", 1))
+    evaluated = [text.encode() for text in texts if split_of(text.encode(), shares) == "eval"]
+    assert 0 < len(evaluated) < 50
+    assert [item.text for item in measure.fresh_rows(project.config, 0, seen=True)] == evaluated
+    assert len(list(measure.fresh_rows(project.config, 0, seen=False))) == 100
+
+
+def test_rule_that_cannot_be_measured_leaves_the_others_and_no_text(make_project, monkeypatch, caplog) -> None:
+    project = make_project("schedule.drift=0.2", "schedule.min_score=0.3")
+    text = " ".join(["a", "patient"])
+
+    def broken(*arguments):
+        raise ValueError(text)
+
+    monkeypatch.setattr(measure, "labelled_rows", lambda *arguments: iter(()))
+    monkeypatch.setattr(measure, "score", broken)
+    monkeypatch.setattr(measure, "training_statistics", lambda *arguments: None)
+    monkeypatch.setattr(measure, "drift", lambda *arguments: {"label": 0.1})
+    found = measure.measure(project.config, 7, 0, "d")
+    drift = {"rule": "drift", "live": 7, "evidence": "d", "value": 0.1, "what": "label"}
+    assert found == {"measurements": [drift], "errors": {"score": "ValueError; see the log of the measuring"}}
+    assert "in broken" in caplog.text
+    assert text not in caplog.text
+
+    def gone(*arguments):
+        raise PipelineError("the statistics are gone")
+
+    monkeypatch.setattr(measure, "score", lambda *arguments: 0.5)
+    monkeypatch.setattr(measure, "training_statistics", gone)
+    found = measure.measure(project.config, 7, 0, "d")
+    assert [(item["rule"], item["value"]) for item in found["measurements"]] == [("score", 0.5)]
+    assert found["errors"] == {"drift": "the statistics are gone"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "rules", "said"),
+    [
+        ({"measurements": [{"rule": "score", "live": 7, "evidence": "d", "value": 0.5, "what": "macro_f1"}],
+          "errors": {"drift": "the statistics are gone"}}, ["score"], "not measured: drift: the statistics are gone"),
+        ({"status": "failed", "error": "took longer than 9 s"}, [],
+         "not measured: drift and score: took longer than 9 s"),
+    ],
+)  # fmt: skip
+def test_process_has_its_time_and_what_it_did_not_measure_is_said(
+    tmp_path, monkeypatch, caplog, printed, rules, said
+) -> None:
+    def run_json(command, log, stop, timeout_s=None):
+        assert (command[-1], timeout_s) == ("--digest=d", 9.0)
+        return printed
+
+    monkeypatch.setattr(measure_process, "run_json", run_json)
+    process = measure_process.MeasureProcess(tmp_path / "c.toml", (), tmp_path / "log", 9.0)
+    span = Span(1, None, "d", dt.datetime(2026, 11, 1, tzinfo=dt.UTC))
+    assert [item.rule for item in process(7, (span,), Event())] == rules
+    assert said in caplog.text
 
 
 def test_statistics_that_are_gone_are_named(project) -> None:

@@ -1,6 +1,7 @@
 """Looks, one after the other, on a real state and a run that takes milliseconds."""
 
 import contextlib
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -76,6 +77,19 @@ def test_first_look_goes_on_after_the_live_version_unless_its_data_was_corrected
     (project.root / "schedule.sqlite").unlink()
     project.add_span(1, text="corrected")
     assert project.scheduler().look().run.newest == 1
+
+
+def test_files_of_the_live_versions_span_are_not_held_in_memory_to_be_hashed(project, monkeypatch) -> None:
+    read_bytes = Path.read_bytes
+
+    def small_files_only(path: Path) -> bytes:
+        assert path.suffix != ".csv"
+        return read_bytes(path)
+
+    project.scheduler().look()
+    (project.root / "schedule.sqlite").unlink()
+    monkeypatch.setattr(Path, "read_bytes", small_files_only)
+    assert project.scheduler().look().run is None, "the live version has seen span 0"
 
 
 def test_corrected_span_is_a_new_trigger_and_touching_its_files_is_none(project) -> None:
@@ -356,6 +370,28 @@ def test_measurement_out_of_bounds_runs_once_and_is_told(make_project) -> None:
     state = State(project.root)
     assert [event for _, event, *_ in state.outbox()] == ["pushed", "drift", "pushed"]
     state.close()
+
+
+def test_what_could_not_be_measured_is_tried_again_when_measuring_is_next_due(make_project) -> None:
+    project = make_project("schedule.drift=0.2", "schedule.min_score=0.1")
+    score, drift = Measurement("score", 0, "e" * 64, 0.5, "macro_f1"), Measurement("drift", 0, "e" * 64, 0.1, "label")
+    answers = [[], [score], [score, drift]]
+    calls = []
+
+    def measure(live, spans, stop):
+        calls.append(live)
+        return [dataclasses.replace(item, live=live) for item in answers[len(calls) - 1]]
+
+    scheduler = project.scheduler(measure=measure)
+    assert scheduler.look().run.status == "pushed"
+    for times, rules in ((1, set()), (2, {"score"}), (3, {"score", "drift"}), (3, {"score", "drift"})):
+        scheduler.look()
+        scheduler.look()
+        assert len(calls) == times, "not before schedule.measure_every_s, and no more when all is measured"
+        state = State(project.root)
+        assert {item.rule for item in state.measurements()} == rules
+        state.close()
+        project.pass_time(hours=1.1)
 
 
 @pytest.mark.parametrize(("refused", "runs"), [(1, ["[0]", "[0, 1]"]), (0, ["[0]", "[0, 1]", "[1]"])])
