@@ -6,6 +6,7 @@ import datetime
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -41,9 +42,24 @@ def _zone_is_known(value: str) -> str:
     return value
 
 
+def _address_is_http(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        sound = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # half an IPv6 address, or a port that is none
+        sound = False
+    if not sound or not re.fullmatch(r"https?://[!-~]+", value):
+        raise ValueError(
+            "is not an http:// or https:// address that can be asked: host, port and path, without spaces, a user "
+            "name or letters beyond ASCII"
+        )
+    return value
+
+
 # Five fields, read as Debian's cron does: minute hour day month weekday (0 = Sunday).
 Cron = Annotated[str, AfterValidator(_cron_is_valid)]
 TimeZone = Annotated[str, AfterValidator(_zone_is_known)]
+HttpAddress = Annotated[str, AfterValidator(_address_is_http)]
 _QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -140,17 +156,10 @@ class NotifyConfig(Section):
 
     events: tuple[Event, ...] = EVENTS
     command: tuple[str, ...] = ()  # program and arguments
-    webhook: str | None = None  # http:// or https://
+    webhook: HttpAddress | None = None  # http:// or https://
     secret_file: Path | None = None  # signs the webhook's body: X-Signature-256: sha256=<HMAC>
     timeout_s: Seconds = 10.0
     attempts: PositiveInt = 5
-
-    @field_validator("webhook")
-    @classmethod
-    def _address_is_http(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/\s]+", value):
-            raise ValueError("is not an http:// or https:// address")
-        return value
 
     @model_validator(mode="after")
     def _webhook_is_signed(self) -> NotifyConfig:
@@ -160,14 +169,23 @@ class NotifyConfig(Section):
 
 
 class WatchConfig(Section):
-    """The model server after a push: how long it is watched and what has a version rolled back."""
+    """The model server after a push: how long it is watched and what has a version rolled back.
+
+    A request failed by its status: any but OK, and but those of a request that never came to the version or that nobody
+    waited for (NOT_FOUND, UNAUTHENTICATED, PERMISSION_DENIED, CANCELLED). INVALID_ARGUMENT and FAILED_PRECONDITION
+    count: TensorFlow reports a graph that breaks on a text by them, as well as a bad request; what clients do wrong
+    all the time is in the share before the run. RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED count, for a version that is
+    slower than the one before brings them about.
+    """
 
     target: str | None = None  # host:port of its gRPC API; None: nothing is watched
-    metrics_url: str | None = None  # e.g. http://host:8501/monitoring/prometheus/metrics; None: status alone
+    metrics_url: HttpAddress | None = None  # e.g. http://host:8501/monitoring/prometheus/metrics; None: status alone
     watch_s: Seconds = 600.0
     poll_s: Seconds = 5.0
-    load_timeout_s: Seconds = 300.0  # until the server has loaded the version
-    max_error_share: Share = 0.01  # of the requests since the version was loaded
+    # Until the server has loaded the version; and afterwards, how long it may be away or not serve the version.
+    load_timeout_s: Seconds = 300.0
+    # Of the requests since the version was loaded; or what it was before the run, where that was more.
+    max_error_share: Share = 0.01
     max_latency_ms: PositiveFloat | None = None  # mean of the requests since then
     min_requests: PositiveInt = 20  # before that many, neither bound is judged
 

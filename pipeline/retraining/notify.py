@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import subprocess
@@ -107,6 +108,13 @@ def _call(command: tuple[str, ...], content: bytes, timeout_s: float) -> None:
         raise DeliveryError(f"notify.command {command[0]}: exit status {done.returncode}")
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A POST that is redirected would arrive as a GET without its body; so a redirect is a failure, with its status."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
 def _post(address: str, content: bytes, secret: bytes, timestamp: str, event: str, timeout_s: float) -> None:
     headers = {
         "Content-Type": "application/json",
@@ -114,13 +122,14 @@ def _post(address: str, content: bytes, secret: bytes, timestamp: str, event: st
         "X-Timestamp": timestamp,
         "X-Signature-256": sign(secret, timestamp, content),
     }
-    request = urllib.request.Request(address, content, headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s):
+        request = urllib.request.Request(address, content, headers, method="POST")
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s):
             return
     except urllib.error.HTTPError as error:
         raise DeliveryError(f"notify.webhook: HTTP status {error.code}") from None
-    except (urllib.error.URLError, OSError) as error:  # the address may hold a token: it is not named
+    # The address may hold a token: it is not named. ValueError: a redirect to what is no address.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise DeliveryError(f"notify.webhook: {type(error).__name__}") from None
 
 

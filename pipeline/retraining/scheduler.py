@@ -13,7 +13,7 @@ import fcntl
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -25,26 +25,34 @@ from pipeline.retraining import launch, observe, results
 from pipeline.retraining.decision import Decision, Measurement, Observed, Span, decide, is_enough, retry_pause, span_of
 from pipeline.retraining.launch import Launch, Request, Stopped
 from pipeline.retraining.state import FILE, Run, State, open_run_of
-from pipeline.retraining.watch import NotRolledBack
+from pipeline.retraining.watch import Before, NotRolledBack, NotWatched
 from pipeline.spans import has_spans, is_eligible
 
 _log = logging.getLogger(__name__)
 _LOCK = "schedule.lock"
+_BEFORE = "server_before"  # in the result of a run: what its watch needs to know
 
 
 class Measure(Protocol):
-    """Measures drift and score of the live version, on the newest of the spans."""
+    """Measures drift and score of the live version, on the newest of the spans; leaves out what it cannot measure."""
 
     def __call__(self, live: int, spans: tuple[Span, ...], stop: Event) -> list[Measurement]: ...
 
 
 class Watch(Protocol):
-    """Watches the model server after a push. Returns why the version was rolled back, or None.
+    """Watches the model server after a push."""
 
-    Raises: NotRolledBack: it stays live though it is bad.
-    """
+    def before(self) -> Before:
+        """Looks at the server before a run."""
 
-    def __call__(self, version: int, stop: Event) -> str | None: ...
+    def __call__(self, version: int, before: Before, stop: Event) -> str | None:
+        """Returns why the version was rolled back, or None.
+
+        Raises:
+          Stopped: `stop` was set.
+          NotRolledBack: it stays live though it is bad.
+          NotWatched: no server has answered, neither before the run nor after it.
+        """
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,15 @@ class Scheduler:
                 if result is None:
                     run = state.attempt(run, launch.newest_record(root))
             if result is None:
+                run = self._look_before(state, run)
                 result = self._start(self._request(run), self.stop, lock)
         return self._settle(state, run, result)
+
+    def _look_before(self, state: State, run: Run) -> Run:
+        """Notes what the server is like before a run; a run that was killed may have pushed: its first look counts."""
+        if self._watch is None or _BEFORE in (run.result or {}):
+            return run
+        return state.note(run, {_BEFORE: asdict(self._watch.before())})
 
     def _request(self, run: Run) -> Request:
         newest = run.newest if has_spans(self._config.data) else None
@@ -182,21 +197,26 @@ class Scheduler:
             state.retry(run, now + retry_pause(schedule, run.attempts), summary)
             return state.get(run.id)
         if status == "pushed" and self._watch is not None:
+            summary[_BEFORE] = (run.result or {}).get(_BEFORE)
             state.watching(run, summary)
             return self._watch_and_settle(state, state.get(run.id), summary)
         return self._close(state, run, status, summary)
 
     def _watch_and_settle(self, state: State, run: Run, summary: dict[str, Any]) -> Run:
         version = summary.get("version")
+        record = summary.get("record")
         reason = None
         if self._watch is not None and isinstance(version, int):
             try:
-                reason = self._watch(version, self.stop)
+                reason = self._watch(version, Before(**summary.get(_BEFORE) or {}), self.stop)
             except NotRolledBack as error:
                 _log.error("%s", error)
                 return self._close(state, run, "failed", {**summary, "cause": str(error)})
+            except NotWatched as error:
+                _log.warning("version %d was not watched: %s", version, error)
+                results.annotate_record(self._config.root, record, {"not_watched": str(error)})
         if reason is not None:
-            results.annotate_record(self._config.root, summary.get("record"), {"rolled_back": reason})
+            results.annotate_record(self._config.root, record, {"rolled_back": reason})
             return self._close(state, run, "rolled_back", {**summary, "rolled_back": reason})
         return self._close(state, run, "pushed", summary)
 

@@ -223,6 +223,14 @@ class State:
             )  # fmt: skip
         return self.get(run.id)
 
+    def note(self, run: Run, facts: dict[str, Any]) -> Run:
+        """Keeps facts with the result of a run that is open."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE runs SET result = ? WHERE id = ?", (json.dumps({**(run.result or {}), **facts}), run.id)
+            )
+        return self.get(run.id)
+
     def retry(self, run: Run, not_before: dt.datetime, result: dict[str, Any]) -> None:
         """The attempt failed; another follows, not before that time."""
         with self._transaction():

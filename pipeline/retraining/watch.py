@@ -1,17 +1,21 @@
 """After a push: the model server is watched, and a version that does not load or answers badly is rolled back.
 
-    waiting for it ── loaded ──► serving ── watched long enough ──► kept
-         │ load failed, or too slow     │ error share or latency out of bounds, or the server is gone
+    waiting for it ── loaded ──► serving ── watched long enough, and still serving ──► kept
+         │ load failed, or too slow     │ error share or latency out of bounds, or gone for long: the version or
+         │                              │ the server
          └──────────────► rolled back ◄─┘
+
+A server that answered before the run and does not after the push was taken down by the version. Where it answered
+neither before nor after, nothing was watched: `NotWatched`.
 
 What is asked of the server is TensorFlow Serving's own: GetModelStatus over gRPC, and its Prometheus metrics.
 """
 
 from __future__ import annotations
 
+import http.client
 import logging
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +33,8 @@ _log = logging.getLogger(__name__)
 _REQUESTS = ":tensorflow:serving:request_count"
 _LATENCY = ":tensorflow:serving:request_latency"
 _AVAILABLE, _END = 30, 50  # tensorflow_serving/apis/get_model_status.proto
+# Not failures of a version: such a request never came to it, or was not waited for. See `WatchConfig`.
+_NOT_FAILED = ("OK", "CANCELLED", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 _METRICS_BYTES = 8 << 20
 _CALL_TIMEOUT_S = 5.0
 
@@ -55,6 +61,11 @@ class Counts:
             self.latency_us - before.latency_us,
         )
 
+    @property
+    def error_share(self) -> float:
+        """The share of requests that failed; 0 where there was none."""
+        return self.failed / self.requests if self.requests else 0.0
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -69,7 +80,17 @@ class Seen:
     counts: Counts | None = None
 
 
-def judge(config: WatchConfig, version: int, before: Counts | None, seen: Seen) -> tuple[Verdict, str]:
+@dataclass(frozen=True)
+class Before:
+    """The server before the run that pushed: whether it answered, and the share of requests that failed, if known."""
+
+    answered: bool = False
+    error_share: float | None = None
+
+
+def judge(
+    config: WatchConfig, version: int, before: Counts | None, seen: Seen, usual: float | None = None
+) -> tuple[Verdict, str]:
     """What one look means; a pure function. The time limits are the caller's.
 
     Args:
@@ -77,6 +98,7 @@ def judge(config: WatchConfig, version: int, before: Counts | None, seen: Seen) 
       version: that is watched.
       before: the counts when the version was loaded; None: not known.
       seen: the look.
+      usual: the share of requests that failed before the run; None: that of `before`.
 
     Returns:
       The verdict, and why it is to be rolled back.
@@ -91,11 +113,10 @@ def judge(config: WatchConfig, version: int, before: Counts | None, seen: Seen) 
         return "serving", ""
     now = seen.counts.since(before)
     if now.requests >= config.min_requests:
-        share = now.failed / now.requests
-        usual = before.failed / before.requests if before.requests else 0.0
-        if share > max(config.max_error_share, usual):
+        usual = before.error_share if usual is None else usual
+        if now.error_share > max(config.max_error_share, usual):
             return "rollback", (
-                f"version {version}: {share:.2%} of {now.requests:.0f} requests failed, more than "
+                f"version {version}: {now.error_share:.2%} of {now.requests:.0f} requests failed, more than "
                 f"watch.max_error_share = {config.max_error_share:.2%} and than before it ({usual:.2%})"
             )
     if config.max_latency_ms is not None and now.timed >= config.min_requests:
@@ -110,6 +131,10 @@ def judge(config: WatchConfig, version: int, before: Counts | None, seen: Seen) 
 
 class NotRolledBack(PipelineError):
     """A version is bad and stays live, for there is none to go back to, or the base path cannot be written."""
+
+
+class NotWatched(Exception):
+    """No model server has answered, neither before the run nor after it: nothing is known of the version."""
 
 
 class ServerWatch:
@@ -130,17 +155,30 @@ class ServerWatch:
         self._config, self._serving_dir, self._clock, self._wait = config, serving_dir, clock, wait
         self._look = look or Server(config, model_name).look
 
-    def __call__(self, version: int, stop: Event) -> str | None:
+    def before(self) -> Before:
+        """Looks at the server before a run; so few requests that they are not judged say nothing of their share."""
+        seen = self._look(max(base_path.published(self._serving_dir), default=0))
+        if seen.counts is None or seen.counts.requests < self._config.min_requests:
+            return Before(seen.reached)
+        return Before(seen.reached, seen.counts.error_share)
+
+    def __call__(self, version: int, before: Before, stop: Event) -> str | None:
         """Watches until the time is over. Returns why the version was rolled back, or None.
+
+        Args:
+          version: that was pushed.
+          before: what `before` returned before the run.
+          stop: ends it early.
 
         Raises:
           Stopped: `stop` was set.
           NotRolledBack: the version should have been rolled back, and could not be.
+          NotWatched: no server has answered.
         """
         config = self._config
-        began = last_reached = self._clock()
-        before: Counts | None = None
-        ever = loaded = False
+        began = last_good = self._clock()
+        counts: Counts | None = None  # when it was loaded
+        ever, loaded = before.answered, False
         while True:
             if stop.is_set():
                 raise Stopped
@@ -149,27 +187,28 @@ class ServerWatch:
                 return self._rolled_back(version)
             seen = self._look(version)
             now = self._clock()
-            if seen.reached:
-                ever, last_reached = True, now
-            verdict, reason = judge(config, version, before, seen)
+            ever = ever or seen.reached
+            verdict, reason = judge(config, version, counts, seen, before.error_share)
             if verdict == "rollback":
                 return self._roll_back(version, reason)
             if verdict == "serving":
-                before = seen.counts if before is None else before
+                counts = seen.counts if counts is None else counts
                 began = began if loaded else now
                 loaded = True
-            waited = now - began
-            if ever and now - last_reached > config.load_timeout_s:
-                return self._roll_back(
-                    version, f"the model server has not answered for {now - last_reached:.0f} s since version {version}"
-                )
+            if verdict == "serving" or (verdict == "waiting" and not loaded):
+                last_good = now
+            waited, gone = now - began, now - last_good
+            if ever and gone > config.load_timeout_s:
+                reason = f"version {version} was loaded and has not been served any more for {gone:.0f} s"
+                if verdict == "unreachable":
+                    reason = f"the model server has not answered for {gone:.0f} s since version {version}"
+                return self._roll_back(version, reason)
             if not loaded and waited > config.load_timeout_s:
                 if ever:
                     reason = f"version {version} was not loaded within watch.load_timeout_s = {config.load_timeout_s:g}"
                     return self._roll_back(version, reason)
-                _log.warning("%s: no model server answers; version %d was not watched", config.target, version)
-                return None
-            if loaded and waited >= config.watch_s:
+                raise NotWatched(f"no model server answers at {config.target}")
+            if verdict == "serving" and waited >= config.watch_s:
                 return None
             self._wait(stop, config.poll_s)
 
@@ -237,16 +276,22 @@ class Server:
         try:
             with urllib.request.urlopen(self._config.metrics_url, timeout=_CALL_TIMEOUT_S) as response:
                 text = response.read(_METRICS_BYTES).decode("utf-8", "replace")
-        except (urllib.error.URLError, OSError) as error:
+            return read_counts(text, self._name)
+        except (OSError, http.client.HTTPException, ValueError, IndexError) as error:  # the last two are the parser's
             _log.warning("%s: no metrics (%s)", self._config.metrics_url, type(error).__name__)
             return None
-        return read_counts(text, self._name)
 
 
 def read_counts(page: str, model_name: str) -> Counts:
-    """The counts of one model in a page of TensorFlow Serving's Prometheus metrics. Cancelled requests did not fail."""
+    """The counts of one model in a page of TensorFlow Serving's Prometheus metrics.
+
+    Raises:
+      ValueError: it is no such page, or its end is missing.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
+    if page and not page.endswith("\n"):
+        raise ValueError("the last line is cut off")
     requests = failed = timed = latency = 0.0
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -254,7 +299,7 @@ def read_counts(page: str, model_name: str) -> Counts:
                 continue
             if sample.name in (_REQUESTS, f"{_REQUESTS}_total"):
                 requests += sample.value
-                if sample.labels.get("status") not in ("OK", "CANCELLED"):
+                if sample.labels.get("status") not in _NOT_FAILED:
                     failed += sample.value
             elif sample.name == f"{_LATENCY}_count":
                 timed += sample.value

@@ -3,9 +3,11 @@
 import datetime as dt
 import hashlib
 import os
-from collections.abc import Callable
+import socketserver
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from pipeline.config import Config, load_config
 from pipeline.fingerprint import file_hash
 from pipeline.retraining.launch import Request
 from pipeline.retraining.scheduler import Scheduler
+from pipeline.retraining.watch import Before
 from pipeline.spans import find_files, spans_of_run
 
 TOML = """
@@ -91,6 +94,20 @@ class FakeRun:
         return record
 
 
+class FakeWatch:
+    """A watch that knows its answer; the server answered before the run."""
+
+    def __init__(self, answer: Callable[[int, Event], str | None]) -> None:
+        self._answer = answer
+
+    def before(self) -> Before:
+        return Before(answered=True)
+
+    def __call__(self, version: int, before: Before, stop: Event) -> str | None:
+        assert before.answered
+        return self._answer(version, stop)
+
+
 class Project:
     """A folder with a configuration, spans and a clock."""
 
@@ -126,6 +143,9 @@ class Project:
             hidden.rename(folder / f"{name}.csv")
 
     def scheduler(self, **parts: Any) -> Scheduler:
+        """With `parts` of its own; a watch may be a function of the version and `stop`."""
+        if isinstance(parts.get("watch"), FunctionType):
+            parts["watch"] = FakeWatch(parts["watch"])
         return Scheduler(self.config, parts.pop("start", self.run), clock=self.clock, **parts)
 
     def effects(self) -> list[str]:
@@ -147,3 +167,31 @@ def project(make_project) -> Project:
 @pytest.fixture(scope="session")
 def project_type() -> type[Project]:
     return Project
+
+
+@pytest.fixture
+def answer_with() -> Iterator[Callable[[bytes], str]]:
+    """Starts an HTTP server on loopback that answers every request with the given bytes; returns its address."""
+    started: list[tuple[socketserver.TCPServer, Thread]] = []
+
+    def start(answer: bytes) -> str:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                length = 0
+                while line := self.rfile.readline().strip():
+                    name, _, value = line.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                self.rfile.read(length)
+                self.wfile.write(answer)
+
+        server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        started.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}/"
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()

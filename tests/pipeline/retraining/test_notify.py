@@ -96,6 +96,25 @@ def test_failing_webhook_is_asked_again(state: State, secret: Path) -> None:
     assert state.outbox() == []
 
 
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_redirect_is_not_followed_for_the_body_would_be_lost(
+    state: State, secret: Path, answer_with, caplog, status: int
+) -> None:
+    target = answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").encode()
+    hook = answer_with(b"HTTP/1.1 %d Moved\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % (status, target))
+    state.queue([("failed", BODY)], NOW)
+    notifier(webhook=hook, secret_file=secret)(state)
+    assert [failures for *_, failures, _ in state.outbox()] == [1]
+    assert f"HTTP status {status}" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b""])
+def test_answer_that_is_no_http_leaves_the_notification_queued(state: State, secret: Path, answer_with, answer) -> None:
+    state.queue([("failed", BODY)], NOW)
+    notifier(webhook=answer_with(answer), secret_file=secret)(state)
+    assert [failures for *_, failures, _ in state.outbox()] == [1]
+
+
 def test_notification_that_is_not_taken_stays_queued_and_is_given_up_in_the_end(state: State, secret: Path) -> None:
     receiver = Receiver(500)
     state.queue([("pushed", BODY)], NOW)

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.retraining.config import NotifyConfig, ScheduleConfig, WindowConfig
+from pipeline.retraining.config import NotifyConfig, ScheduleConfig, WatchConfig, WindowConfig
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,13 @@ from pipeline.retraining.config import NotifyConfig, ScheduleConfig, WindowConfi
         (WindowConfig, {"warm_start": True}, "so that the gates hold on old spans too"),
         (WindowConfig, {"last": 3, "learn_last": 4}, "learn_last: is more than last"),
         (NotifyConfig, {"webhook": "ftp://host/x", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (NotifyConfig, {"webhook": "https://host/a b", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (NotifyConfig, {"webhook": "https://host:99999/", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (NotifyConfig, {"webhook": "https://me:pw@host/", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (NotifyConfig, {"webhook": "https://:80/", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (NotifyConfig, {"webhook": "https://host/\u00fc", "secret_file": "s"}, "is not an http:// or https:// address"),
+        (WatchConfig, {"metrics_url": "http://host:8501/a b"}, "is not an http:// or https:// address"),
+        (WatchConfig, {"metrics_url": "host:8501/metrics"}, "is not an http:// or https:// address"),
         (NotifyConfig, {"webhook": "https://host/x"}, "signing secret"),
         (NotifyConfig, {"events": ["done"]}, "Input should be"),
     ],
@@ -36,3 +43,8 @@ def test_schedule_without_a_trigger_says_so() -> None:
     assert not ScheduleConfig().any_trigger
     assert ScheduleConfig(on_new_span=True).any_trigger
     assert ScheduleConfig(min_score=0.0).any_trigger
+
+
+@pytest.mark.parametrize("address", ["http://host:8501/monitoring/prometheus/metrics", "https://[::1]/hook?t=a%20b"])
+def test_sound_address_is_taken_as_it_is(address: str) -> None:
+    assert WatchConfig(metrics_url=address).metrics_url == address

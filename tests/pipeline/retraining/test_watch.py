@@ -16,12 +16,23 @@ from pipeline.records import read_records
 from pipeline.retraining.config import WatchConfig
 from pipeline.retraining.launch import Stopped
 from pipeline.retraining.state import State
-from pipeline.retraining.watch import Counts, NotRolledBack, Seen, Server, ServerWatch, judge, read_counts
+from pipeline.retraining.watch import (
+    Before,
+    Counts,
+    NotRolledBack,
+    NotWatched,
+    Seen,
+    Server,
+    ServerWatch,
+    judge,
+    read_counts,
+)
 from serving import protos
 from serving.metrics import Metrics
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
 BEFORE = Counts(1000, 5, 1000, 1000 * 20_000)
+UNKNOWN = Before()
 
 
 def after(requests: float, failed: float, milliseconds: float = 20.0) -> Counts:
@@ -80,7 +91,7 @@ def serving_dir(tmp_path: Path) -> Path:
     return tmp_path / "serving"
 
 
-def watched(serving_dir: Path, looks: list[Seen], **bounds) -> tuple[str | None, Clock]:
+def watched(serving_dir: Path, looks: list[Seen], before: Before = UNKNOWN) -> tuple[str | None, Clock]:
     clock = Clock()
     script = iter(looks)
     last = [looks[0]]
@@ -89,8 +100,8 @@ def watched(serving_dir: Path, looks: list[Seen], **bounds) -> tuple[str | None,
         last[0] = next(script, last[0])
         return last[0]
 
-    config = WatchConfig(target="host:1", watch_s=60, poll_s=5, load_timeout_s=30, **bounds)
-    return ServerWatch(config, "m", serving_dir, look, clock, clock.wait)(2, Event()), clock
+    config = WatchConfig(target="host:1", watch_s=60, poll_s=5, load_timeout_s=30)
+    return ServerWatch(config, "m", serving_dir, look, clock, clock.wait)(2, before, Event()), clock
 
 
 def test_good_version_is_watched_for_its_time_from_when_it_was_loaded(serving_dir: Path) -> None:
@@ -107,6 +118,9 @@ def test_good_version_is_watched_for_its_time_from_when_it_was_loaded(serving_di
         ([Seen(True, AVAILABLE, 0, BEFORE), Seen(True, AVAILABLE, 0, after(100, 50))], "50.00% of 100 requests failed"),
         ([Seen(True, LOADING)], "was not loaded within watch.load_timeout_s = 30"),
         ([Seen(True, AVAILABLE, 0, BEFORE), Seen(False)], "the model server has not answered for 35 s since version 2"),
+        ([Seen(True, AVAILABLE), Seen(True, LOADING)], "was loaded and has not been served any more for 35 s"),
+        ([Seen(True, AVAILABLE), Seen(True, END)], "was loaded and has not been served any more for 35 s"),
+        ([Seen(True, AVAILABLE), Seen(True)], "was loaded and has not been served any more for 35 s"),
     ],
 )
 def test_bad_version_is_rolled_back_and_the_journal_says_why(serving_dir: Path, looks, reason) -> None:
@@ -117,9 +131,82 @@ def test_bad_version_is_rolled_back_and_the_journal_says_why(serving_dir: Path, 
     assert reason in read_journal(serving_dir)[-1]["reason"]
 
 
-def test_server_that_never_answers_is_no_fault_of_the_version(serving_dir: Path) -> None:
-    assert watched(serving_dir, [Seen(False)])[0] is None
+def test_server_that_answered_neither_before_nor_after_the_push_is_no_fault_of_the_version(serving_dir: Path) -> None:
+    with pytest.raises(NotWatched, match="no model server answers at host:1"):
+        watched(serving_dir, [Seen(False)])
     assert sorted(published(serving_dir)) == [1, 2]
+
+
+def test_server_that_answered_before_the_run_and_not_after_the_push_was_taken_down_by_it(serving_dir: Path) -> None:
+    reason, _ = watched(serving_dir, [Seen(False)], Before(answered=True))
+    assert reason == "the model server has not answered for 35 s since version 2; version 1 is live again"
+    assert sorted(published(serving_dir)) == [1]
+
+
+@pytest.mark.parametrize("trouble", [Seen(False), Seen(True, LOADING)])
+def test_version_that_is_in_trouble_when_its_time_is_over_is_watched_on(serving_dir: Path, trouble: Seen) -> None:
+    good = [Seen(True, AVAILABLE)] * 11  # until 50 s of 60
+    assert watched(serving_dir, [*good, *[trouble] * 4, good[0]])[1].now == 75.0
+    reason, clock = watched(serving_dir, [*good, trouble])
+    assert clock.now == 85.0
+    assert reason.endswith("version 1 is live again")
+
+
+@pytest.mark.parametrize(
+    ("seen", "before"),
+    [
+        (Seen(False), Before(False)),
+        (Seen(True), Before(True)),
+        (Seen(True, AVAILABLE, 0, Counts(100, 40)), Before(True, 0.4)),
+        (Seen(True, AVAILABLE, 0, Counts(19, 19)), Before(True)),
+    ],
+)
+def test_server_is_looked_at_before_a_run(serving_dir: Path, seen: Seen, before: Before) -> None:
+    looks = []
+
+    def look(version: int) -> Seen:
+        looks.append(version)
+        return seen
+
+    assert ServerWatch(WatchConfig(target="host:1"), "m", serving_dir, look).before() == before
+    assert looks == [2], "the live version"
+
+
+def test_errors_before_the_run_are_the_measure_not_those_until_the_version_was_seen(serving_dir: Path) -> None:
+    seen = [Seen(True, AVAILABLE, 0, Counts(100, 40)), Seen(True, AVAILABLE, 0, Counts(200, 80))]
+    assert watched(serving_dir, seen, Before(True, 0.4))[0] is None
+    assert "than before it (0.50%)" in watched(serving_dir, seen, Before(True, 0.005))[0]
+
+
+def test_record_of_a_run_says_that_no_server_was_there_to_watch(project) -> None:
+    config = WatchConfig(target="host:1", load_timeout_s=0.01, poll_s=0.01)
+    watch = ServerWatch(config, "m", project.config.serving_dir, lambda version: Seen(False))
+    assert project.scheduler(watch=watch).look().run.status == "pushed"
+    assert read_records(project.root)[-1]["not_watched"] == "no model server answers at host:1"
+
+
+def test_server_that_was_there_before_a_schedule_was_killed_is_remembered(project) -> None:
+    there = [True]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(request, stop, lock):
+        project.run(request, stop, lock)
+        there.clear()
+        raise Killed
+
+    project.scheduler().look()
+    project.add_span(1)
+    project.pass_time(days=1)
+    config = WatchConfig(target="host:1", load_timeout_s=0.01, poll_s=0.01)
+    watch = ServerWatch(config, "m", project.config.serving_dir, lambda version: Seen(bool(there)))
+    with pytest.raises(Killed):
+        project.scheduler(start=killed, watch=watch).look()
+    run = project.scheduler(watch=watch).look().run
+    assert run.status == "rolled_back"
+    assert run.result["rolled_back"].startswith("the model server has not answered for ")
+    assert len(project.effects()) == 2, "nothing was trained again"
 
 
 def test_short_silence_is_borne(serving_dir: Path) -> None:
@@ -185,7 +272,7 @@ def test_watch_stops_when_told(serving_dir: Path) -> None:
     stop = Event()
     stop.set()
     with pytest.raises(Stopped):
-        ServerWatch(WatchConfig(target="host:1"), "m", serving_dir, lambda version: Seen(True))(2, stop)
+        ServerWatch(WatchConfig(target="host:1"), "m", serving_dir, lambda version: Seen(True))(2, UNKNOWN, stop)
 
 
 def test_counts_are_read_from_the_servers_own_page_and_only_of_this_model() -> None:
@@ -199,6 +286,16 @@ def test_counts_are_read_from_the_servers_own_page_and_only_of_this_model() -> N
     metrics.request_latency.observe(1e9, "other", "predict", "GRPC")
     assert read_counts(metrics.page(), "m") == Counts(100, 7, 4, 10_000)
     assert read_counts("", "m") == Counts()
+
+
+def test_errors_of_requests_that_never_came_to_the_version_are_not_its_own() -> None:
+    metrics = Metrics()
+    for status in ("OK", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "CANCELLED"):
+        metrics.request_count.add("m", status)
+    assert read_counts(metrics.page(), "m") == Counts(5, 0)
+    for status in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL"):
+        metrics.request_count.add("m", status)
+    assert read_counts(metrics.page(), "m") == Counts(10, 5)
 
 
 class FakeServer:
@@ -283,6 +380,27 @@ def test_metrics_that_cannot_be_had_leave_the_status(server: FakeServer) -> None
     assert Server(config, "m").look(2) == Seen(True, AVAILABLE)
 
 
+COUNTED = b':tensorflow:serving:request_count{model_name="m",status="OK"} 1'
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n" + COUNTED + b"0\n", Counts(10)),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + COUNTED, None),
+        (b"HTTP/1.1 200 OK\r\n\r\n<!DOCTYPE html>\n<html>\n<p>Sign in</p>\n", None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nab", None),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", None),
+        (b"garbage\r\n\r\n", None),
+        (b"", None),
+    ],
+)
+def test_odd_answer_for_metrics_is_no_answer(server: FakeServer, answer_with, answer: bytes, counts) -> None:
+    server.states = {2: (AVAILABLE, 0)}
+    config = server.config.model_copy(update={"metrics_url": answer_with(answer)})
+    assert Server(config, "m").look(2) == Seen(True, AVAILABLE, 0, counts)
+
+
 def test_version_that_fails_requests_on_a_live_server_is_rolled_back(server: FakeServer, serving_dir: Path) -> None:
     server.states = {1: (AVAILABLE, 0), 2: (AVAILABLE, 0)}
     server.metrics.request_count.add("m", "OK", by=100)
@@ -293,7 +411,7 @@ def test_version_that_fails_requests_on_a_live_server_is_rolled_back(server: Fak
         server.metrics.request_count.add("m", "INTERNAL", by=10)
         return False
 
-    reason = ServerWatch(server.config, "m", serving_dir, wait=wait)(2, Event())
+    reason = ServerWatch(server.config, "m", serving_dir, wait=wait)(2, UNKNOWN, Event())
     assert reason.startswith("version 2: 100.00% of 20 requests failed")
     assert sorted(published(serving_dir)) == [1]
     assert len(looks) == 2, "ten requests are too few to judge"
