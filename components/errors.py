@@ -23,6 +23,7 @@ class PipelineError(Exception):
 
     exit_status = 1
     record: dict[str, Any] | None = None  # of the run that it ended
+    answer: dict[str, Any] | None = None  # what `--json` prints of it; None: the error alone
 
 
 class ConfigError(PipelineError):

@@ -40,13 +40,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Ends a command that raises a PipelineError with its message, notes included, on standard error and its status."""
+    """Ends a command that raises a PipelineError with its message, notes included, on standard error and its status;
+    with `--json` also with one object on standard output."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except PipelineError as error:
+            if kwargs.get("as_json"):
+                kind = getattr(error, "kind", type(error).__name__)
+                print(json.dumps(error.answer or {"error": str(error), "error_kind": kind}, sort_keys=True))
             print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt:
@@ -88,8 +92,7 @@ def run_command(
             check_columns(config, loaded)
         record = runs.run(loaded, from_step, to_step, wait, force, trigger)
     except PipelineError as error:
-        if as_json:
-            print(runs.to_json({**runs.blank_record(), **(error.record or {}), **runs.failure(error)}))
+        error.answer = {**runs.blank_record(), **(error.record or {}), **runs.failure(error)}
         raise
     except Exception as error:
         # A traceback may quote rows of data: it stays out of the terminal, and the log holds it.
@@ -230,7 +233,7 @@ def predict(
     if file is not None and explain:
         raise ConfigError("--explain: is for texts on the command line, not for a file")
     if file is not None:
-        print_file(loaded, file, version)
+        print_file(loaded, file, version, as_json)
     else:
         print_texts(loaded, list(texts or []), version, as_json, explain)
 

@@ -44,12 +44,16 @@ def print_texts(config: Config, texts: list[str], version: int | None, as_json: 
             print(f"  {name}: {parts or 'no n-gram'}")
 
 
-def print_file(config: Config, file: Path, version: int | None) -> None:
-    """Classifies the rows of a file, in order, one JSON object a line."""
+def print_file(config: Config, file: Path, version: int | None, as_json: bool = False) -> None:
+    """Classifies the rows of a file, in order: one JSON object a line, or with `as_json` one that holds them all."""
     with _chatter_aside(config, "predict"):
         from pipeline.predict import predict_file
 
-        for row in predict_file(config.serving_dir, file, config.data, version):
+        rows = predict_file(config.serving_dir, file, config.data, version)
+        if as_json:
+            print(json.dumps({"predictions": list(rows)}))
+            return
+        for row in rows:
             print(json.dumps(row, ensure_ascii=False))
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -314,6 +316,13 @@ def _freeze_imports() -> None:
     gc.freeze()
 
 
+def allow_open_files() -> None:
+    """As many as the system lets this user have: every connection is one, and most shells start with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # beyond what the kernel takes for a process: it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the server until a signal ends it. `argv` excludes the program's name."""
     if any(a in ("--help", "-h") for a in argv):
@@ -337,6 +346,7 @@ def main(argv: Sequence[str]) -> int:
 
         print(f"biobert-cnn model server: {version('biobert-cnn')}\nTensorFlow Library: {version('tensorflow')}")
         return 0
+    allow_open_files()
     _freeze_imports()
     try:
         server.start()

@@ -19,7 +19,7 @@ if [ ! -x "$userland/usr/bin/python3" ]; then
     trixie "$userland" "$mirror"
 fi
 mkdir -p "$userland/etc/ssl/certs"
-cp -L /etc/resolv.conf "$userland/etc/resolv.conf"
+cp -L /etc/resolv.conf /etc/hosts "$userland/etc/"  # Beam asks for this machine by its name
 [ ! -f /etc/ssl/certs/ca-certificates.crt ] ||
   cp -L /etc/ssl/certs/ca-certificates.crt "$userland/etc/ssl/certs/ca-certificates.crt"
 for mount in proc dev; do mountpoint -q "$userland/$mount" || mount --rbind "/$mount" "$userland/$mount"; done

@@ -15,6 +15,7 @@ The peers have an environment of their own, made by tests/benchmarks/peers.sh at
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help=f"at most so many a repeat; default by batch size: {COUNTS}")
     parser.add_argument("--no-abstracts", action="store_true")
     parser.add_argument("--no-peers", action="store_true", help="ours alone, in their precisions")
+    parser.add_argument("--keep", type=Path, help="a new folder for the exports, which then stay")
     # What the benchmark calls itself with, in processes of their own.
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
@@ -283,8 +285,14 @@ def main() -> None:
     if peers:
         done = subprocess.run([HERE / "peers.sh"], stdout=subprocess.PIPE, text=True, check=True)
         python = done.stdout.strip()
-    with tempfile.TemporaryDirectory(prefix="inference-") as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        if arguments.keep:
+            arguments.keep.mkdir(parents=True)
+        folder = (
+            arguments.keep.resolve()
+            if arguments.keep
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inference-")))
+        )
         own = [sys.executable, __file__, "--layers", str(arguments.layers), "--precisions", *precisions]
         with (folder / "prepare.log").open("wb") as log:  # Beam and Transform say a great deal
             subprocess.run([*own, "--prepare", str(folder)], stdout=log, stderr=log, check=True)

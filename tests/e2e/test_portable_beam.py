@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
 pytestmark = pytest.mark.slow
@@ -40,7 +42,7 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait(30)
 
 
-def run(project, name: str, *overrides: str, to: str = "evaluator") -> dict:
+def run(project, name: str, *overrides: str, to: str = "push") -> dict:
     """A run on a root of its own; the folders of its newest artifacts by step and output."""
     root = project.folder / name
     argv = ["run", str(project.config), "--to", to, "--json"]
@@ -50,7 +52,7 @@ def run(project, name: str, *overrides: str, to: str = "evaluator") -> dict:
     project.start(argv)
     done = project.wait()
     assert done.status == 0, done.stderr
-    assert done.json["status"] == "partial"
+    assert done.json["status"] == ("pushed" if to == "push" else "partial")
     found = {}
     for output in (root / "artifacts").glob("*/*"):
         executions = sorted((path for path in output.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -133,3 +135,15 @@ def test_model_metrics_and_gates_are_the_same(direct: dict, portable: dict) -> N
             assert other["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-6), name
     assert [gate["passed"] for gate in one["gates"]] == [gate["passed"] for gate in other["gates"]]
     assert one["baseline"] == other["baseline"]
+
+
+def test_one_version_with_the_same_weights_is_pushed(direct: dict, portable: dict) -> None:
+    one, other = (
+        tf.train.load_checkpoint(f"{run['record']['model_path']}/variables/variables") for run in (direct, portable)
+    )
+    names = {name for name, dtype in one.get_variable_to_dtype_map().items() if dtype.is_floating}
+    assert len(names) > 5
+    for name in names:
+        np.testing.assert_allclose(other.get_tensor(name), one.get_tensor(name), atol=1e-6, err_msg=name)
+    folders = [path for path in Path(portable["record"]["model_path"]).parent.iterdir() if path.name.isdigit()]
+    assert len(folders) == 1

@@ -156,6 +156,7 @@ def test_environments_of_tests_and_airflows_take_pips_index_where_uv_has_none(
     for name, value in {"PIP_INDEX_URL": "https://pip.invalid/simple", **own}.items():
         monkeypatch.setenv(name, value)
     checkout, seen = tmp_path / "checkout", tmp_path / "seen"
+    monkeypatch.setenv("PYTHON", shutil.which("true"))  # one that Airflow runs on need not be here
     (checkout / ".tools" / "venv" / "bin").mkdir(parents=True)
     shutil.copytree(ROOT / "deploy" / "airflow", checkout / "deploy" / "airflow")
     uv = checkout / ".tools" / "venv" / "bin" / "uv"
@@ -166,3 +167,18 @@ def test_environments_of_tests_and_airflows_take_pips_index_where_uv_has_none(
     for settings in (airflow, request.getfixturevalue("environments").settings):
         assert (settings.get("UV_DEFAULT_INDEX"), settings["UV_HTTP_TIMEOUT"]) == (default, "180")
         assert settings.get("UV_INDEX_URL") == own.get("UV_INDEX_URL")
+
+
+def test_airflow_names_the_pythons_that_it_runs_on(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "deploy" / "airflow", checkout / "deploy" / "airflow")
+    uv = checkout / ".tools" / "venv" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.symlink_to(shutil.which("true"))
+    done = subprocess.run(
+        [checkout / "deploy" / "airflow" / "environment.sh"], env={**os.environ, "PYTHON": shutil.which("false")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "needs Python 3.10, 3.11 or 3.12" in done.stderr
+    assert "set PYTHON=/path/to/python3.12" in done.stderr

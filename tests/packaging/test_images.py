@@ -13,7 +13,9 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = [DEPLOY / "pipeline" / "Dockerfile", DEPLOY / "serving" / "Dockerfile"]
-MANIFESTS = [DEPLOY / "beam" / "flink.yaml", DEPLOY / "schedule" / "cronjob.yaml"]
+MANIFESTS = [
+    DEPLOY / "beam" / "flink.yaml", DEPLOY / "schedule" / "claims.yaml", DEPLOY / "schedule" / "cronjob.yaml",
+]  # fmt: skip
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -92,6 +94,16 @@ def test_every_image_of_a_cluster_can_be_given_by_digest(folder: str) -> None:
         for container in pod["containers"]
     }
     assert used == {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
+
+
+def test_a_step_of_a_build_that_fails_ends_the_build() -> None:
+    """What may fail stands in braces of its own: `a && b || true` would let a fail, too."""
+    steps = [rest for word, rest in instructions(DOCKERFILES[0]) if word == "RUN"]
+    assert steps
+    for step in steps:
+        outside = re.sub(r"\{ .*? \}", "", step)
+        assert "||" not in outside, step
+        assert ";" not in outside, step
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
@@ -179,6 +191,26 @@ def test_entry_points_are_programs_that_there_are() -> None:
 def test_manifests_are_valid_kubernetes(manifest: Path) -> None:
     for document in documents(manifest):
         kubernetes_validate.validate(document, "1.33", strict=True)
+
+
+def test_cronjob_needs_nothing_that_is_neither_applied_with_it_nor_named_in_its_header() -> None:
+    folder = DEPLOY / "schedule"
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    made = {
+        (document["kind"], document["metadata"]["name"])
+        for name in kustomization["resources"]
+        for document in documents(folder / name)
+    }
+    (pod,) = pods(folder / "cronjob.yaml")
+    header = (folder / "cronjob.yaml").read_text().partition("apiVersion")[0]
+    for volume in pod["volumes"]:
+        if claim := volume.get("persistentVolumeClaim"):
+            assert ("PersistentVolumeClaim", claim["claimName"]) in made
+        elif config := volume.get("configMap"):
+            assert f"create configmap -n {kustomization['namespace']} {config['name']} " in header
+        else:
+            assert volume["emptyDir"] == {}
+    assert f"create namespace {kustomization['namespace']}" in header
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)

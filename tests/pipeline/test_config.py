@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -256,6 +257,26 @@ def test_beam_flag_that_beam_does_not_know_is_named(flags: list[str], expected: 
     with pytest.raises(ConfigError) as caught:
         beam_arguments(BeamConfig(pipeline_args=flags), 0)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "above", "mode", "workers"),
+    [
+        ({}, False, "in_memory", 1),
+        ({}, True, "multi_processing", 3),
+        ({"mode": "in_memory"}, True, "in_memory", 1),
+        ({"mode": "multi_processing"}, False, "multi_processing", 3),
+    ],
+)
+def test_large_data_alone_is_spread_over_processes_unless_told(
+    options: dict[str, Any], above: bool, mode: str, workers: int
+) -> None:
+    from components.config import BeamConfig
+    from pipeline.beam import beam_arguments
+
+    beam = BeamConfig(workers=3, **options)
+    flags = beam_arguments(beam, int(beam.parallel_above_mb * 2**20) + above)
+    assert flags[:3] == ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
 
 
 def test_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:

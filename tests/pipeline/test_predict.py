@@ -181,6 +181,8 @@ def test_commands_leave_the_terminal_to_their_results_and_write_nothing_elsewher
         return done.stdout
 
     assert json.loads(run("predict", TEXTS[0]))["version"] == 7
+    rows = ("--file", str(next((minimal.parent / "rows").rglob("*.csv"))))
+    assert [row["version"] for row in json.loads(run("predict", *rows))["predictions"]] == [7]
     assert json.loads(run("score", str(minimal.parent / "rows"), str(tmp_path / "out")))["rows"] == 2
     assert list((tmp_path / "home").rglob("*")) == []
 

@@ -83,6 +83,25 @@ def test_wrong_configuration_is_a_json_object_too(tmp_path: Path) -> None:
     assert "there is no such configuration file" in found["error"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "config check CONFIG", "predict CONFIG text", "score CONFIG in out", "history CONFIG", "versions CONFIG",
+        "weights CONFIG", "step CONFIG examples --run 20260101T000000",
+        "compile CONFIG --target kubeflow --output out.yaml", "schedule once CONFIG", "schedule explain CONFIG",
+        "lineage CONFIG 1",
+    ],
+)  # fmt: skip
+def test_every_command_answers_an_error_by_an_object_where_json_is_asked_for(command: str, tmp_path: Path) -> None:
+    arguments = [word.replace("CONFIG", str(tmp_path / "none.toml")) for word in command.split()]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == ConfigError.exit_status
+    found = json.loads(done.stdout)
+    assert (found["error_kind"], "there is no such configuration file" in found["error"]) == ("ConfigError", True)
+    assert done.stderr.startswith("error: ")
+    assert CliRunner().invoke(app, arguments).stdout == ""
+
+
 def test_unexpected_error_is_named_by_its_kind_alone(
     config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

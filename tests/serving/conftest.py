@@ -16,7 +16,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import grpc
 import pytest
 
+from serving.server import allow_open_files
+
 ROOT = Path(__file__).resolve().parents[2]
+allow_open_files()  # a test may be a thousand clients
 
 
 def _export_tf1(path: Path, addend: float, resource: bool = True) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import grpc
 import numpy as np
 import pytest
@@ -205,3 +207,14 @@ def test_model_metadata_holds_the_signatures(serve, toys):
     assert signatures.signature_def["serving_default"].inputs["x"].name == "x:0"
     assert signatures.signature_def["regress_x_to_y"].method_name == "tensorflow/serving/regress"
     assert len(signatures.signature_def) == 5
+
+
+def test_the_server_takes_as_many_open_files_as_the_system_lets_it(spawn, toys):
+    """Most shells start a process with 1,024, and each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server = spawn(f"--model_base_path={toys.half_plus_two}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(server.popen.pid, resource.RLIMIT_NOFILE) == (hard, hard)

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from cronsim import CronSim
@@ -41,8 +42,21 @@ def test_cronjob_calls_a_command_that_exists(job: dict) -> None:
     found = parses(container["args"])
     assert found["command"] == "biobert-cnn schedule once"
     assert found["config"] == Path("/config/pipeline.toml")
-    assert found["set_"] == ["paths.root=/root-volume/biobert-cnn", "notify.secret_file=/secret/webhook"]
+    assert found["set_"] == ["paths.root=/root-volume/biobert-cnn"]
     assert found["as_json"] is True
+
+
+def test_what_a_webhook_adds_to_the_cronjob_fits_it() -> None:
+    """The lines of cronjob.yaml that a user uncomments."""
+    text = re.sub(r"^( +)# (?=- )", r"\1", (DEPLOY / "cronjob.yaml").read_text(), flags=re.MULTILINE)
+    [document] = yaml.safe_load_all(text)
+    kubernetes_validate.validate(document, "1.33", strict=True)
+    pod = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert "notify.secret_file=/secret/webhook" in parses(container["args"])["set_"]
+    assert {"name": "webhook", "mountPath": "/secret", "readOnly": True} in container["volumeMounts"]
+    [secret] = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "webhook"]
+    assert f"generic -n biobert-cnn {secret['secretName']} --from-file=webhook=" in text
 
 
 def test_cronjob_runs_alone_and_is_not_started_again_by_kubernetes(job: dict) -> None:
