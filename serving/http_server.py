@@ -213,8 +213,7 @@ class HttpServer:
         if not self._api.is_inference(request):
             return await loop.run_in_executor(self._light_pool, self._api.handle, request)
         if self._inferring >= self._limits.threads * (1 + _QUEUED_PER_THREAD):
-            full = StatusError(Code.RESOURCE_EXHAUSTED, "The server works on as many REST requests as it may")
-            return self._api.refuse(full)
+            return self._api.turn_away(request)
         self._inferring += 1
         try:
             return await loop.run_in_executor(self._pool, self._api.handle, request)

@@ -107,27 +107,51 @@ class RestApi:
         return request.method == "POST" and _INFERENCE.fullmatch(request.path) is not None
 
     def handle(self, request: Request) -> Response:
-        """Answers; never raises."""
+        """Answers and counts; never raises."""
+        started, code = time.perf_counter(), Code.OK
         try:
-            if self._prometheus_path is not None and request.path == self._prometheus_path:
-                return Response(200, self._service.metrics.page().encode(), [("Content-Type", "text/plain")])
-            if not _API.fullmatch(request.path):
-                raise StatusError(Code.NOT_FOUND, "Not found")
-            if request.method == "OPTIONS":
-                if not request.headers.get("origin", "").startswith(("http://", "https://")):
-                    raise StatusError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
-                return self._respond(Code.OK, "")
-            if not self._accepts(request.headers.get("authorization", "")):
-                raise StatusError(Code.UNAUTHENTICATED, "A valid bearer token is required")
-            return self._respond(Code.OK, self._dispatch(request))
+            return self._answer(request)
         except StatusError as error:
+            code = error.code
             return self.refuse(error)
         except Exception as error:  # whatever it was, this one request failed and no other must
+            code = Code.INTERNAL
             _log.error("a REST request failed: %s", where(error))
-            return self.refuse(StatusError(Code.INTERNAL, "Internal error of the server"))
+            return self.refuse(StatusError(code, "Internal error of the server"))
+        finally:
+            self._count(request, code, time.perf_counter() - started)
+
+    def turn_away(self, request: Request) -> Response:
+        """The answer to a request for which there is no room; counted, too."""
+        self._count(request, Code.RESOURCE_EXHAUSTED, 0.0)
+        return self.refuse(StatusError(Code.RESOURCE_EXHAUSTED, "The server works on as many REST requests as it may"))
 
     def refuse(self, error: StatusError) -> Response:
         return self._respond(error.code, json_tensor.error_response(error.message))
+
+    def _answer(self, request: Request) -> Response:
+        if request.path == self._prometheus_path:
+            return Response(200, self._service.metrics.page().encode(), [("Content-Type", "text/plain")])
+        if not _API.fullmatch(request.path):
+            raise StatusError(Code.NOT_FOUND, "Not found")
+        if request.method == "OPTIONS":
+            if not request.headers.get("origin", "").startswith(("http://", "https://")):
+                raise StatusError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
+            return self._respond(Code.OK, "")
+        if not self._accepts(request.headers.get("authorization", "")):
+            raise StatusError(Code.UNAUTHENTICATED, "A valid bearer token is required")
+        return self._respond(Code.OK, self._dispatch(request))
+
+    def _count(self, request: Request, code: Code, seconds: float) -> None:
+        """As TensorFlow Serving: what is asked of the API, whatever becomes of it; only inference has an API label."""
+        if request.path == self._prometheus_path or not _API.fullmatch(request.path):
+            return
+        model = api = ""
+        if request.method == "POST" and (found := _INFERENCE.fullmatch(request.path)):
+            model, api = found.group(1), found.group(4)
+        elif request.method == "GET" and (found := _STATUS.fullmatch(request.path)):
+            model = found.group(1) or ""
+        self._service.record(unquote(model), api, "REST", code, seconds)
 
     def _respond(self, code: Code, text: str) -> Response:
         headers = [("Content-Type", "application/json"), *(_CORS if self._cors else [])]

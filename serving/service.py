@@ -34,7 +34,7 @@ class InferenceService:
 
     Args:
         core: the models.
-        metrics: what is counted.
+        metrics: what is counted; of REST, `serving.rest` counts requests and their time.
         options: flags that change answers.
         slots: most requests worked on or queued at once, by entry point.
         log_request: told of every answered request.
@@ -65,11 +65,10 @@ class InferenceService:
         """
         started = time.perf_counter()
         call = call or Call()
-        spec = _spec(api, request)
-        code = Code.OK
-        # A name that a client made up must not become a label: labels are kept for ever.
-        name = spec.name if self.core.has_model(spec.name) else ""
+        code, name = Code.OK, ""
         try:
+            spec = _spec(api, request)
+            name = self._label(spec.name)
             with (
                 self._tracer.span(api, entry, name, call.carrier) as span,
                 self._admitted(entry),
@@ -82,8 +81,6 @@ class InferenceService:
                     self._count_examples(servable, request)
                 response = _RUN[api](servable, request, call, self._options)
             self.metrics.runtime_latency.observe(call.model_s * 1e6, name, api, "TF1")
-            label = api.lower() if entry == "REST" else api  # as TensorFlow Serving labels them
-            self.metrics.request_latency.observe((time.perf_counter() - started) * 1e6, name, label, entry)
             self._log_request(name, api, request, response)
             return response
         except StatusError as error:
@@ -94,7 +91,19 @@ class InferenceService:
             _log.error("%s %s on model %s failed: %s", entry, api, name, where(error))
             raise StatusError(code, "Internal error of the server") from error
         finally:
-            self.metrics.request_count.add(name, code.name)
+            if entry == "GRPC":  # REST counts all of its requests, also those that never become one of these
+                self.record(name, api, entry, code, time.perf_counter() - started)
+
+    def record(self, model: str, api: str, entry: str, code: Code, seconds: float) -> None:
+        """Counts a request by model and status, and its time if it was answered, as TensorFlow Serving does."""
+        name = self._label(model)
+        if code is Code.OK:
+            self.metrics.request_latency.observe(seconds * 1e6, name, api, entry)
+        self.metrics.request_count.add(name, code.name)
+
+    def _label(self, model: str) -> str:
+        """The name as a label; empty for one that a client made up, for labels are kept for ever."""
+        return model if self.core.has_model(model) else ""
 
     def _count_examples(self, servable: Servable, request: Any) -> None:
         kind = request.input.WhichOneof("kind")

@@ -301,6 +301,8 @@ def read_counts(page: str, model_name: str) -> Counts:
                 requests += sample.value
                 if sample.labels.get("status") not in _NOT_FAILED:
                     failed += sample.value
+            elif sample.labels.get("API") == "":
+                continue  # what REST is asked about a model, and not of it
             elif sample.name == f"{_LATENCY}_count":
                 timed += sample.value
             elif sample.name == f"{_LATENCY}_sum":

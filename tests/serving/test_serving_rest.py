@@ -11,8 +11,10 @@ import socket
 import urllib.error
 import urllib.request
 
+import grpc
 import pytest
 
+from serving.client_core import PREDICT_METHOD
 from serving.metrics import Metrics
 
 
@@ -295,6 +297,34 @@ def test_metrics_are_where_the_monitoring_config_says(serve, toys, tmp_path):
     assert ':biobert_cnn:serving:model_version_available{model_name="default",version="123"} 1' in lines
     plain = serve(toys.half_plus_two, rest_api_port=-1)
     assert call(plain, "/monitoring/prometheus/metrics")[0] == 404
+
+
+def test_every_request_is_counted_with_its_status_and_no_name_that_a_client_made_up(serve, toys, tmp_path):
+    config = tmp_path / "monitoring.config"
+    config.write_text("prometheus_config { enable: true }")
+    running = serve(toys.half_plus_two, rest_api_port=-1, monitoring_config_file=config)
+    name, predict = ":tensorflow:serving:request_count", "/v1/models/default:predict"
+    asked = [
+        (predict, {"instances": [1.0]}, 200), (predict, {"instances": ["a"]}, 400), (predict, b"{", 400),
+        (predict, {"instances": [1.0], "signature_name": "nope"}, 400),
+        ("/v1/models/default:classify", {"examples": []}, 400), ("/v1/models/default/versions/9:predict", {}, 404),
+        ("/v1/models/nope:predict", {"instances": [1.0]}, 404), ("/v1/models/default/metadata", None, 200),
+        ("/v1/models/default", None, 200), ("/v1/models/nope", None, 404), ("/other", None, 404),
+    ]  # fmt: skip
+    assert [call(running, path, body)[0] for path, body, _ in asked] == [status for _, _, status in asked]
+    with pytest.raises(grpc.RpcError):  # without a ModelSpec
+        running.channel.unary_unary(PREDICT_METHOD)(b"", timeout=30)
+    with urllib.request.urlopen(running.rest + "/monitoring/prometheus/metrics") as response:
+        lines = response.read().decode().splitlines()
+    assert [line for line in lines if line.startswith(name)] == [
+        f'{name}{{model_name="",status="INVALID_ARGUMENT"}} 1', f'{name}{{model_name="",status="NOT_FOUND"}} 2',
+        f'{name}{{model_name="default",status="INVALID_ARGUMENT"}} 4',
+        f'{name}{{model_name="default",status="NOT_FOUND"}} 1', f'{name}{{model_name="default",status="OK"}} 3',
+    ]  # fmt: skip
+    timed = [line.partition("request_latency_count")[2] for line in lines if "request_latency_count" in line]
+    assert timed == [
+        '{model_name="default",API="",entrypoint="REST"} 2', '{model_name="default",API="predict",entrypoint="REST"} 1',
+    ]  # fmt: skip
 
 
 def test_metrics_have_tensorflow_serving_s_names():

@@ -283,6 +283,7 @@ def test_counts_are_read_from_the_servers_own_page_and_only_of_this_model() -> N
     metrics.request_count.add("other", "INTERNAL", by=50)
     for _ in range(4):
         metrics.request_latency.observe(2500.0, "m", "predict", "GRPC")
+    metrics.request_latency.observe(1.0, "m", "", "REST")  # a probe for its state
     metrics.request_latency.observe(1e9, "other", "predict", "GRPC")
     assert read_counts(metrics.page(), "m") == Counts(100, 7, 4, 10_000)
     assert read_counts("", "m") == Counts()
