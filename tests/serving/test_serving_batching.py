@@ -210,6 +210,10 @@ def token_signatures() -> dict[str, SignatureDef]:
     lengths = 'outputs { key: "row_lengths" value { name: "n:0" dtype: DT_INT64 tensor_shape { dim { size: -1 } } } }'
     return {
         "serving_default": signature('inputs { key: "text" value { name: "default:0" dtype: DT_STRING } }'),
+        "explain": signature('inputs { key: "text" value { name: "explain:0" dtype: DT_STRING } }'),
+        "classify": signature('inputs { key: "inputs" value { name: "classify:0" dtype: DT_STRING } }'),
+        "serialized_examples": signature('inputs { key: "examples" value { name: "examples:0" dtype: DT_STRING } }'),
+        "numbers": signature('inputs { key: "inputs" value { name: "numbers:0" dtype: DT_FLOAT } }'),
         "tokens": signature('inputs { key: "text" value { name: "tokens:0" dtype: DT_STRING } }' + lengths),
     }
 
@@ -227,21 +231,43 @@ def test_tokens_that_cannot_be_counted_are_told_at_the_load(caplog):
     assert len(caplog.records) == 1
 
 
+class Counting:
+    """Counts bytes; remembers what it was fed."""
+
+    def __init__(self) -> None:
+        self.fed: list[dict[str, list[bytes]]] = []
+
+    def run(self, feeds, fetches, call):
+        self.fed.append({name: text.tolist() for name, text in feeds.items()})
+        return [np.array([len(t) for t in text]) for text in feeds.values()]
+
+
 def test_tokens_are_counted_once_at_the_load_so_that_the_first_request_does_not_wait_for_the_graph():
-    class Counting:
-        def __init__(self) -> None:
-            self.fed: list[dict[str, list[bytes]]] = []
-
-        def run(self, feeds, fetches, call):
-            self.fed.append({name: text.tolist() for name, text in feeds.items()})
-            return [np.array([len(t) for t in text]) for text in feeds.values()]
-
     runner, feeds = Counting(), {"default:0": np.array([b"abc", b"d"], object)}
     count = token_counter(runner, token_signatures())
     assert runner.fed == [{"tokens:0": [b""]}]
     assert count(feeds).tolist() == [3, 1]
     assert token_counter(runner, {})(feeds) is None
     assert runner.fed[1:] == [{"tokens:0": [b"abc", b"d"]}]
+
+
+def test_tokens_are_counted_for_every_signature_that_takes_the_texts():
+    def example(*texts: bytes) -> bytes:
+        feature = {"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=texts))}
+        return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+    count = token_counter(Counting(), token_signatures())
+
+    def counted(name: str, *values: bytes) -> list[int] | None:
+        found = count({name: np.array(values, object)})
+        return None if found is None else found.tolist()
+
+    assert counted("explain:0", b"abc", b"d") == [3, 1]
+    for name in ("classify:0", "examples:0"):
+        assert counted(name, example(b"abc"), example(), tf.train.Example().SerializeToString()) == [3, 0, 0]
+        assert counted(name, example(b"abc"), b"no example") is None
+    assert counted("numbers:0", b"abc") is None
+    assert counted("other:0", b"abc") is None
 
 
 def test_a_large_request_is_refused_or_split():
@@ -492,6 +518,7 @@ def test_a_full_server_refuses_rest_at_once_and_still_tells_its_state(serve, toy
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(url + ":predict", body, timeout=30)
     assert caught.value.code == 429
+    assert running.server._rest._metrics.request_count.value("default", "RESOURCE_EXHAUSTED") == 1
     with urllib.request.urlopen(url, timeout=30) as response:
         assert response.status == 200
     request = predict_pb2.PredictRequest()

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from serving.client import Client
 
@@ -57,8 +57,29 @@ def served(serve, exported, tmp_path):
     )  # fmt: skip
 
 
+def classify_request(text: str) -> classification_pb2.ClassificationRequest:
+    found = classification_pb2.ClassificationRequest()
+    found.model_spec.name, found.model_spec.signature_name = "m", "classify"
+    found.input.example_list.examples.add().features.feature["text"].bytes_list.value.append(text.encode())
+    return found
+
+
+def probabilities(answer) -> list[float]:
+    if isinstance(answer, predict_pb2.PredictResponse):
+        return list(answer.outputs["probabilities"].float_val)
+    return [c.score for c in answer.result.classifications[0].classes]
+
+
 @pytest.mark.slow
-def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exported, eventually):
+@pytest.mark.parametrize(
+    ("method", "make"),
+    [
+        ("Predict", lambda text: request([text])), ("Predict", lambda text: request([text], "explain")),
+        ("Classify", classify_request),
+    ],
+    ids=["serving_default", "explain", "classify"],
+)  # fmt: skip
+def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exported, eventually, method, make):
     plain = serve(exported, model_name="m")  # does not batch: what the tokeniser and the model say of each text
     shorts = [SHORT[i % 3] for i in range(60)]
     direct = prediction_service_pb2_grpc.PredictionServiceStub(plain.channel)
@@ -68,17 +89,17 @@ def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exporte
     with Client(plain.target, "m") as client:
         expected = [list(p.probabilities.values()) for p in client.predict([*SHORT, LONG])]
 
-    call = prediction_service_pb2_grpc.PredictionServiceStub(served.channel).Predict
+    call = getattr(prediction_service_pb2_grpc.PredictionServiceStub(served.channel), method)
     size = ":tensorflow:serving:batching_session:processed_batch_size"
     tokens, padded = ":biobert_cnn:serving:tokens", ":biobert_cnn:serving:padded_tokens"
     in_flight = ":biobert_cnn:serving:requests_in_flight"
-    calls = [call.future(request([text]), 600) for text in shorts[:30]]
-    long = call.future(request([LONG]), 600)
-    calls += [call.future(request([text]), 600) for text in shorts[30:59]]
+    calls = [call.future(make(text), 600) for text in shorts[:30]]
+    long = call.future(make(LONG), 600)
+    calls += [call.future(make(text), 600) for text in shorts[30:59]]
     eventually(lambda: metrics(served).get(in_flight) == 60)
     assert f"{size}_count" not in metrics(served)  # 59 short texts and a long one wait; no batch is full
 
-    calls.append(call.future(request([shorts[59]]), 600))  # the sixtieth short one fills theirs
+    calls.append(call.future(make(shorts[59]), 600))  # the sixtieth short one fills theirs
     answers = [one.result(60) for one in calls]
     found = metrics(served)
     assert (found[f"{size}_count"], found[f"{size}_sum"]) == (1, 60)
@@ -87,7 +108,7 @@ def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exporte
     assert not long.done()
 
     # Eight long ones are more tokens than a batch may have: seven go.
-    more = [call.future(request([LONG]), 600) for _ in range(7)]
+    more = [call.future(make(LONG), 600) for _ in range(7)]
     answers.append(long.result(60))
     eventually(lambda: sum(one.done() for one in more) == 6)
     answers += [one.result(60) for one in more if one.done()]
@@ -99,7 +120,7 @@ def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exporte
         one.cancel()
     eventually(lambda: metrics(served)[in_flight] == 0)
 
-    got = np.array([list(a.outputs["probabilities"].float_val) for a in answers])
+    got = np.array([probabilities(answer) for answer in answers])
     wanted = np.array([expected[i % 3] for i in range(60)] + [expected[3]] * 7)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
