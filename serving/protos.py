@@ -5,7 +5,7 @@ generated modules of `tensorflow-serving-api` import all of it. And the messages
 (`ssl.config`, `batching_parameters.txt`, `monitoring.config`) are in no package at all. So the messages are
 described here, field by field as in TensorFlow Serving 2.20's .proto files, in a descriptor pool of their own, where
 they do not collide with TensorFlow's. Names, numbers and types are the protocol's; `tests/serving` compares them with
-the installed package.
+the installed package, and where there is none with a table of those files.
 """
 
 from __future__ import annotations

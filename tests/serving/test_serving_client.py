@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -82,11 +84,16 @@ def test_a_request_over_the_server_s_limit_is_no_overload(serve, toys):
 
 
 class Scripted(grpc.GenericRpcHandler):
-    """Answers `Predict` with the given status codes in turn; counts the calls."""
+    """Answers `Predict` with the given status codes in turn; counts the calls.
 
-    def __init__(self, codes: list[grpc.StatusCode]):
+    With `together` it answers so many at once, when they have all come: `most` is how many were ever under way.
+    """
+
+    def __init__(self, codes: list[grpc.StatusCode], together: int = 1):
         self._codes, self.calls = codes, 0
-        self.server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[self])
+        self._all_here, self._lock = threading.Barrier(together), threading.Lock()
+        self.under_way = self.most = 0
+        self.server = grpc.server(futures.ThreadPoolExecutor(4 * together), handlers=[self])
         self.target = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
@@ -94,8 +101,16 @@ class Scripted(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(self._answer)
 
     def _answer(self, request, context) -> bytes:
-        self.calls += 1
-        code = self._codes[self.calls - 1]
+        with self._lock:
+            code = self._codes[self.calls]
+            self.calls += 1
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        self._all_here.wait(30)
+        if self._all_here.parties > 1:
+            time.sleep(0.02)  # for one too many to be seen
+        with self._lock:
+            self.under_way -= 1
         if code is not grpc.StatusCode.OK:
             context.abort(code, "scripted")
         response = protos.PredictResponse()
@@ -107,11 +122,11 @@ class Scripted(grpc.GenericRpcHandler):
 
 @pytest.fixture
 def scripted():
-    """A function of status codes: a `Scripted` server, stopped at the end of the test."""
+    """Arguments as of `Scripted`: such a server, stopped at the end of the test."""
     started = []
 
-    def start(codes):
-        started.append(Scripted(codes))
+    def start(*args):
+        started.append(Scripted(*args))
         return started[-1]
 
     yield start
@@ -157,6 +172,46 @@ def test_only_a_full_server_or_none_is_asked_again(scripted, asynchronous, codes
     assert server.calls == calls
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_more_requests_are_under_way_than_the_options_say(scripted, asynchronous):
+    server = scripted([OK] * 9, 3)
+    options = Options(batch_size=1, concurrency=3)
+
+    async def ask_asynchronously():
+        async with AsyncClient(server.target, "m", options) as client:
+            return await client.predict(["a"] * 9)
+
+    if asynchronous:
+        found = asyncio.run(ask_asynchronously())
+    else:
+        with Client(server.target, "m", options) as client:
+            found = client.predict(["a"] * 9)
+    assert [p.label for p in found] == ["yes"] * 9
+    assert (server.calls, server.most) == (9, 3)
+
+
+@pytest.mark.parametrize(("kind", "module"), [(Client, grpc), (AsyncClient, grpc.aio)])
+def test_a_silent_connection_is_probed(monkeypatch, kind, module):
+    given = []
+    made = module.insecure_channel
+
+    def make(target, options):
+        given.extend(options)
+        return made(target, options)
+
+    monkeypatch.setattr(module, "insecure_channel", make)
+
+    async def begin():  # the asyncio client needs a loop
+        client = kind("127.0.0.1:1", "m", keepalive_s=20)
+        if kind is AsyncClient:
+            await client.close()
+        else:
+            client.close()
+
+    asyncio.run(begin())
+    assert {("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)} <= set(given)
+
+
 def test_a_text_that_cannot_be_encoded_is_named_by_its_number_only():
     with pytest.raises(InvalidRequestError, match=r"^text 1 is not") as caught:
         list(make_requests("m", Options(), ["fine", "secret\ud800"], None))
@@ -181,13 +236,18 @@ def test_a_response_without_classes_is_a_server_error():
         read_response(response, 1)
 
 
-def test_the_client_imports_fast_and_without_tensorflow():
+def test_the_client_imports_little():
+    """What makes it fast; how fast it is, tests/benchmarks/serving.py tells."""
     code = (
-        "import sys, time; t = time.perf_counter(); import serving.client, serving.aio; "
-        "heavy = {'tensorflow', 'numpy', 'pandas', 'keras', 'pydantic'} & set(sys.modules); "
-        "print(sorted(heavy))"
+        "import sys; before = set(sys.modules); import serving.client, serving.aio; "
+        "new = set(sys.modules) - before; "
+        "print(len(new), *sorted({n.partition('.')[0] for n in new} - sys.stdlib_module_names))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *packages = done.stdout.split()
+    own, grpc_s = {"components", "serving"}, {"google", "typing_extensions", "cython_runtime"}
+    assert {p for p in packages if not p.startswith(("grpc", "_cython"))} <= own | grpc_s
+    assert int(count) < 210
 
 
 def test_the_client_s_messages_are_the_installed_protocol_s():
@@ -231,3 +291,44 @@ def test_the_asyncio_client_answers_as_the_synchronous_one(serve, toys):
 
     with Client(running.target, "m") as client:
         assert asyncio.run(ask()) == (client.predict(texts), client.available_versions())
+
+
+# The fields of TensorFlow Serving 2.20.0's messages that are in no package (Apache 2.0; ssl_config.proto and
+# monitoring_config.proto in tensorflow_serving/config, session_bundle_config.proto in servables/tensorflow).
+UNPACKAGED = {
+    protos.SSLConfig: """
+        1 server_key optional string
+        2 server_cert optional string
+        3 custom_ca optional string
+        4 client_verify optional bool""",
+    protos.MonitoringConfig: """
+        1 prometheus_config optional tensorflow.serving.PrometheusConfig
+        1.1 enable optional bool
+        1.2 path optional string""",
+    protos.BatchingParameters: """
+        1 max_batch_size optional google.protobuf.Int64Value
+        2 batch_timeout_micros optional google.protobuf.Int64Value
+        3 max_enqueued_batches optional google.protobuf.Int64Value
+        4 num_batch_threads optional google.protobuf.Int64Value
+        5 thread_pool_name optional google.protobuf.StringValue
+        6 allowed_batch_sizes repeated int64
+        7 pad_variable_length_inputs optional bool
+        8 enable_large_batch_splitting optional google.protobuf.BoolValue
+        9 max_execution_batch_size optional google.protobuf.Int64Value""",
+}
+
+
+@pytest.mark.parametrize("message", UNPACKAGED, ids=lambda m: m.DESCRIPTOR.name)
+def test_the_messages_of_configuration_files_are_tensorflow_serving_s(message):
+    def table(descriptor, prefix="") -> list[list[str]]:
+        rows = []
+        for f in sorted(descriptor.fields, key=lambda f: f.number):
+            scalars = {f.TYPE_STRING: "string", f.TYPE_BOOL: "bool", f.TYPE_INT64: "int64"}
+            kind = f.message_type.full_name if f.message_type else scalars[f.type]
+            rows.append([f"{prefix}{f.number}", f.name, "repeated" if f.is_repeated else "optional", kind])
+            if kind.startswith("tensorflow."):
+                rows += table(f.message_type, f"{prefix}{f.number}.")
+        return rows
+
+    assert message.DESCRIPTOR.full_name == f"tensorflow.serving.{message.DESCRIPTOR.name}"
+    assert table(message.DESCRIPTOR) == [line.split() for line in UNPACKAGED[message].strip().splitlines()]
