@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -25,6 +26,8 @@ from tensorflow_serving.apis import (
 
 from serving.errors import StartError
 from serving.flags import Flags, parse
+
+MAKE_SSL_CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "serving" / "make_ssl_config.sh"
 
 
 def ask(channel, name="default", x=2.0, version=None, label=None) -> tuple[float, int]:
@@ -274,16 +277,13 @@ def _certificates(folder):
 def test_tls_and_mutual_tls(serve, toys, tmp_path):
     from serving.client import TLS, Client
     from serving.errors import UnavailableError
-    from serving.protos import SSLConfig
 
     folder = _certificates(tmp_path)
-    text = {n: (folder / n).read_text() for n in ("server.key", "server.pem", "ca.pem")}
     for mutual in (False, True):
         path = tmp_path / f"ssl-{mutual}.config"
-        values = SSLConfig(server_key=text["server.key"], server_cert=text["server.pem"], client_verify=mutual)
-        if mutual:
-            values.custom_ca = text["ca.pem"]
-        path.write_text(text_format.MessageToString(values))
+        files = ["server.key", "server.pem", "ca.pem"] if mutual else ["server.key", "server.pem"]
+        made = subprocess.run([MAKE_SSL_CONFIG, *files], check=True, capture_output=True, cwd=folder)
+        path.write_bytes(made.stdout)
         running = serve(toys.text, model_name="m", ssl_config_file=path)
         target = f"localhost:{running.server.grpc_port}"
         anonymous = TLS.from_files(folder / "ca.pem")

@@ -21,6 +21,7 @@ from serving.metrics import Metrics
 from serving.protos import MonitoringConfig, SSLConfig
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "serving"
+TLS = DEPLOY.with_name("serving-tls")
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 
 
@@ -164,6 +165,39 @@ def test_manifests_belong_together():
     volumes = {v["name"] for v in pod["spec"]["volumes"]}
     assert {m["name"] for m in container()["volumeMounts"]} == volumes
     assert load("kubernetes/claim.yaml")["metadata"]["name"] in json.dumps(pod["spec"]["volumes"])
+
+
+def with_tls() -> dict:
+    """The Deployment as deploy/serving-tls has it."""
+    overlay = yaml.safe_load((TLS / "kustomization.yaml").read_text())
+    deployment = load("kubernetes/deployment.yaml")
+    (patch,) = overlay["patches"]
+    assert patch["target"] == {"kind": deployment["kind"], "name": deployment["metadata"]["name"]}
+    for change in yaml.safe_load(patch["patch"]):
+        place = deployment
+        *path, last = change["path"].split("/")[1:]
+        for key in path:
+            place = place[int(key) if key.isdigit() else key]
+        assert (change["op"], last) == ("add", "-")
+        place.append(change["value"])
+    return deployment
+
+
+def test_the_overlay_for_tls_adds_a_flag_a_mount_and_a_secret_that_fit_together():
+    deployment = with_tls()
+    kubernetes_validate.validate(deployment, "1.33", strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    (served,) = pod["containers"]
+    assert served["args"][:-1] == container()["args"]
+    file = Path(parse(["--model_base_path=/m", served["args"][-1]]).ssl_config_file)
+    (mount,) = [m for m in served["volumeMounts"] if m["mountPath"] == str(file.parent)]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    text = (TLS / "kustomization.yaml").read_text()
+    overlay, base = yaml.safe_load(text), load("kustomization.yaml")
+    assert [(TLS / path).resolve() for path in overlay["resources"]] == [DEPLOY]
+    assert f"[CLIENT_AUTHORITY] > {file.name}\n" in text
+    create = f"create secret generic {volume['secret']['secretName']} --from-file={file.name}\n"
+    assert f"kubectl --namespace={base['namespace']} {create}" in text
 
 
 def test_the_pod_has_no_privileges_and_cannot_write_to_its_image():
