@@ -200,7 +200,11 @@ class HttpServer:
         path = head.target.decode("ascii", "replace").partition("?")[0]
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in head.headers}
         return Request(
-            head.method.decode("ascii", "replace"), path, headers, b"".join(body), lambda: not reader.at_eof()
+            head.method.decode("ascii", "replace"),
+            path,
+            headers,
+            b"".join(body),
+            lambda: not (reader.at_eof() or writer.is_closing()),  # closed by the client, or reset
         )
 
     def _check_length(self, head: h11.Request) -> None:

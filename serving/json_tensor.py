@@ -7,7 +7,6 @@ names the place and the type of a wrong value and never quotes it, because it ma
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import json
 import math
@@ -34,6 +33,7 @@ _INT_FIELDS: dict[int, tuple[str, int, int]] = {
     types_pb2.DT_UINT64: ("uint64_val", 0, 2**64 - 1),
 }
 _FLOAT_FIELDS = {types_pb2.DT_FLOAT: "float_val", types_pb2.DT_DOUBLE: "double_val"}
+_PADDING = bytes.maketrans(b".", b"=")
 # What Python's parser says, as rapidjson says it, on whose words TensorFlow Serving's users depend.
 _PARSE_ERRORS = (
     ("Expecting property name", "Missing a name for object member."),
@@ -296,9 +296,19 @@ def _bytes(value: Any) -> bytes:
         raise _type_error(value, types_pb2.DT_STRING)
     if not _is_base64(value):
         raise invalid("JSON Value: (Object) not formatted correctly for base64 data")
+    return _base64(value["b64"])
+
+
+def _base64(text: str) -> bytes:
+    """Decodes as `absl::Base64Unescape`: white space anywhere, `=` or `.` as padding, all of it or none."""
     try:
-        return base64.b64decode(value["b64"] + "=" * (-len(value["b64"]) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        encoded = text.encode("ascii").translate(_PADDING, delete=b" \t\n\v\f\r")
+        data = encoded.rstrip(b"=")
+        missing = -len(data) % 4
+        if len(encoded) - len(data) not in (0, missing):
+            raise invalid("Unable to base64 decode")
+        return base64.b64decode(data + b"=" * missing, validate=True)
+    except ValueError:
         raise invalid("Unable to base64 decode") from None
 
 

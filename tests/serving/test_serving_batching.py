@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -367,7 +368,8 @@ def test_a_request_without_a_deadline_is_batched(serve, toys):
     assert list(response.outputs["label"].string_val) == [b"short"]
 
 
-def test_a_request_over_rest_whose_client_has_gone_is_not_computed(serve, toys, tmp_path, eventually):
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_request_over_rest_whose_client_has_gone_is_not_computed(serve, toys, tmp_path, eventually, reset):
     parameters, monitoring = tmp_path / "p.txt", tmp_path / "monitoring.config"
     parameters.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 600000000 }")
     monitoring.write_text("prometheus_config { enable: true }")
@@ -386,6 +388,7 @@ def test_a_request_over_rest_whose_client_has_gone_is_not_computed(serve, toys, 
     with socket.create_connection(("127.0.0.1", running.server.rest_port), 30) as gone:
         gone.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 21\r\n\r\n" + body)
         eventually(lambda: batch_sizes("input_batch_size") == [1])
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
     assert batch_sizes("processed_batch_size") == []  # it waits; the page comes by the loop that sees the client go
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "default"

@@ -13,8 +13,11 @@ import urllib.request
 
 import grpc
 import pytest
+from tensorflow_serving.apis import classification_pb2
 
 from serving.client_core import PREDICT_METHOD
+from serving.errors import StatusError
+from serving.json_tensor import examples_request
 from serving.metrics import Metrics
 
 
@@ -62,6 +65,48 @@ def test_several_outputs_are_objects_and_strings_and_bytes_pass(serve, toys):
     assert found["predictions"][0]["probabilities"] == [0.909090877, 0.0909090936]
     status, found = call(running, "/v1/models/default:predict", {"inputs": {"text": ["a"]}})
     assert (status, found["outputs"]["label"]) == (200, ["short"])
+
+
+def decoded(text: str) -> bytes:
+    request = classification_pb2.ClassificationRequest()
+    examples_request(json.dumps({"examples": [{"x": {"b64": text}}]}).encode(), request)
+    return request.input.example_list.examples[0].features.feature["x"].bytes_list.value[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", b""), ("YWJj", b"abc"), ("YWI=", b"ab"), ("YWI.", b"ab"), ("YWI", b"ab"), ("YQ==", b"a"), ("YQ=.", b"a"),
+        ("YQ", b"a"), ("YR==", b"a"), ("/+8=", b"\xff\xef"), (" Y\tW\nJ\rj\v\f", b"abc"), ("YQ = =\n", b"a"),
+        ("YW\nI", b"ab"),
+    ],
+)  # fmt: skip
+def test_base64_is_read_as_absl_reads_it(text, value):
+    assert decoded(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Y",
+        "Y===",
+        "YQ=",
+        "YQ===",
+        "YWI==",
+        "YWJj=",
+        "=",
+        "Y=Q=",
+        "YQ==YQ==",
+        "_-8=",
+        "YQ\0=",
+        "YQ=\xa0=",
+        "\u2003YQ==",
+        "*",
+    ],
+)
+def test_what_absl_does_not_take_for_base64_is_refused(text):
+    with pytest.raises(StatusError, match="Unable to base64 decode"):
+        decoded(text)
 
 
 def test_not_a_number_and_infinity_are_read_and_written(half):
