@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb
@@ -95,14 +95,17 @@ class ServerCore:
             self._names = frozenset(self.model_names())
             self._labels = labels
             models = config.model_config_list.config
-            empty = self._source.set_targets([configs.target(m) for m in models])
-            new = [m.name for m in models if m.name not in old_names]
-            if empty and (not first or self._poll_s == 0):
-                missing = [m for m in models if m.name in empty and m.name in new]
-                if missing:
-                    where = ", ".join(f"{m.name} at: {m.base_path}" for m in missing)
-                    raise StatusError(Code.NOT_FOUND, f"Unable to find a numerical version path for servable {where}")
-            self._await(new, timeout_s, stop or threading.Event())
+            with self.manager.fast_load() if first else nullcontext():
+                empty = self._source.set_targets([configs.target(m) for m in models])
+                new = [m.name for m in models if m.name not in old_names]
+                if empty and (not first or self._poll_s == 0):
+                    missing = [m for m in models if m.name in empty and m.name in new]
+                    if missing:
+                        where = ", ".join(f"{m.name} at: {m.base_path}" for m in missing)
+                        raise StatusError(
+                            Code.NOT_FOUND, f"Unable to find a numerical version path for servable {where}"
+                        )
+                self._await(new, timeout_s, stop or threading.Event())
 
     def _await(self, names: list[str], timeout_s: float | None, stop: threading.Event) -> None:
         missing = self.manager.wait_settled(names, timeout_s, stop)

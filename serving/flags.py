@@ -53,7 +53,7 @@ class Flags:
     )
     max_num_load_retries: int = _flag(5, "further tries to load a version")
     load_retry_interval_micros: int = _flag(60_000_000, "pause between tries")
-    num_load_threads: int = _flag(0, "versions loaded at once; 0: one")
+    num_load_threads: int = _flag(0, "versions loaded at once, after the start; 0: one")
     num_unload_threads: int = _flag(0, "versions unloaded at once; 0: one")
     saved_model_tags: str = _flag("serve", "comma-separated tags of the meta graph")
     enable_model_warmup: bool = _flag(True, "replay assets.extra/tf_serving_warmup_requests before serving")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serving.errors import Code, StatusError
+from serving.flags import CPUS
 from serving.loader import Servable
 from serving.policy import Act, Snapshot, State, next_action
 
@@ -66,12 +67,16 @@ class _Model:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How often and how fast a failing load is tried again, and how many loads and unloads go on at once."""
+    """How often and how fast a failing load is tried again, and how many loads and unloads go on at once.
+
+    `initial_load_threads` holds within `Manager.fast_load`, `load_threads` outside of it.
+    """
 
     max_retries: int = 5
     retry_interval_s: float = 60.0
     load_threads: int = 0
     unload_threads: int = 0
+    initial_load_threads: int = 4 * CPUS  # TensorFlow Serving's, for which it has no flag
 
 
 class Manager:
@@ -101,6 +106,15 @@ class Manager:
         self._stopped = False
 
     # === What should be loaded ===
+
+    @contextmanager
+    def fast_load(self) -> Iterator[None]:
+        """Within it, nobody is being answered yet: `initial_load_threads` versions load at once."""
+        usual, self._load_slots = self._load_slots, threading.Semaphore(max(1, self._options.initial_load_threads))
+        try:
+            yield
+        finally:
+            self._load_slots = usual
 
     def set_aspired(self, name: str, versions: Mapping[int, str]) -> None:
         """Makes `versions` (version → folder) the aspired ones of `name`; an empty mapping lets all go."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
+from serving.core import ServerCore
 from serving.errors import Code, StatusError
 from serving.loader import Servable
 from serving.manager import LoadOptions, Manager
@@ -130,6 +132,27 @@ def test_a_version_that_is_wanted_again_while_it_goes_comes_back(managed, eventu
         aspire(manager, 1, 2)  # 1 is held, and unloading
     eventually(lambda: ready(manager) == [2, 1])
     assert loader.begun == [1, 2, 1]
+
+
+def test_the_first_models_load_side_by_side_and_later_ones_in_turn(managed, tmp_path, eventually):
+    loader, manager = managed
+    gates = {version: loader.hold(version) for version in (1, 2, 3, 4)}
+    config = ModelServerConfig()
+    for name, version in (("a", 1), ("b", 2)):
+        (tmp_path / name / str(version)).mkdir(parents=True)
+        config.model_config_list.config.add(name=name, base_path=str(tmp_path / name), model_platform="tensorflow")
+    start = threading.Thread(target=ServerCore(manager, poll_s=0).reload_config, args=(config,), daemon=True)
+    start.start()
+    eventually(lambda: sorted(loader.begun) == [1, 2])
+    gates[1].set()
+    gates[2].set()
+    start.join()
+    for name, version in (("c", 3), ("d", 4)):
+        manager.set_aspired(name, {version: f"/{name}/{version}"})
+    eventually(lambda: len(loader.begun) == 3)
+    assert [manager.statuses(name)[0].state for name in "cd"] == [State.LOADING] * 2
+    gates[loader.begun[2]].set()
+    eventually(lambda: sorted(loader.begun) == [1, 2, 3, 4])
 
 
 def test_states_are_told_in_order():
