@@ -136,14 +136,18 @@ def _output_aliases(signature: meta_graph_pb2.SignatureDef, output_filter: Seque
 # === Classify, Regress, MultiInference: a list of tf.Example in ===
 
 
-def _examples(request_input: input_pb2.Input) -> np.ndarray:
-    """Serialised examples, [n] of bytes; a context is merged into each by concatenation, as protobuf defines it."""
+def serialized_examples(request_input: input_pb2.Input) -> list[bytes]:
+    """The examples; a context is merged into each by concatenation, as protobuf defines it."""
     kind = request_input.WhichOneof("kind")
     if kind == "example_list_with_context":
         context = request_input.example_list_with_context.context.SerializeToString()
-        found = [context + e.SerializeToString() for e in request_input.example_list_with_context.examples]
-    else:
-        found = [e.SerializeToString() for e in request_input.example_list.examples]
+        return [context + e.SerializeToString() for e in request_input.example_list_with_context.examples]
+    return [e.SerializeToString() for e in request_input.example_list.examples]
+
+
+def _examples(request_input: input_pb2.Input) -> np.ndarray:
+    """Serialised examples, [n] of bytes. Raises `StatusError`: there is none."""
+    found = serialized_examples(request_input)
     if not found:
         raise invalid("Input is empty.")
     values = np.empty(len(found), object)

@@ -100,7 +100,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         found = tfdv.load_stats_binary(path)
         if not found.datasets[0].num_examples:
             raise DataError(
-                f"validation.serving_logs: {config['serving_logs']} holds no text (`text` of a Predict request); log "
+                f"validation.serving_logs: {config['serving_logs']} holds no text (the input or feature `text`); log "
                 "such requests on the model server, or take the key out of the configuration"
             )
         return found

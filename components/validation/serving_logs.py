@@ -38,14 +38,34 @@ class MeasureRequests(beam.DoFn):
 
 
 def request_texts(record: bytes) -> list[bytes]:
-    """The texts of one logged request: the input `text` of Predict."""
-    import tensorflow as tf
+    """The texts of one logged request: the input `text` of Predict, or `text` in each of the tf.Examples it sent."""
     from tensorflow_serving.apis import prediction_log_pb2
 
+    from serving.inference import serialized_examples
+    from serving.tensors import to_array  # unlike tf.make_ndarray, it takes whatever a server does
+
     log = prediction_log_pb2.PredictionLog.FromString(record)
-    if log.WhichOneof("log_type") != "predict_log" or "text" not in log.predict_log.request.inputs:
+    kind = log.WhichOneof("log_type")
+    examples: list[bytes] = []
+    if kind == "predict_log":
+        inputs = log.predict_log.request.inputs
+        if "text" in inputs:
+            return to_array(inputs["text"]).ravel().tolist()
+        if "examples" in inputs:
+            examples = to_array(inputs["examples"]).ravel().tolist()
+    elif kind in ("classify_log", "regress_log", "multi_inference_log"):
+        examples = serialized_examples(getattr(log, kind).request.input)
+    return [text for example in examples for text in _example_texts(example)]
+
+
+def _example_texts(example: bytes) -> list[bytes]:
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        return list(tf.train.Example.FromString(example).features.feature["text"].bytes_list.value)
+    except DecodeError:  # a feature's name that is not UTF-8, which TensorFlow does not look at
         return []
-    return [bytes(text) for text in tf.make_ndarray(log.predict_log.request.inputs["text"]).ravel()]
 
 
 def write_statistics(pipeline: beam.Pipeline, glob: str, vocab_file: str, lower_case: bool, output: str) -> None:

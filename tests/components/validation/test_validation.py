@@ -165,13 +165,36 @@ def test_skew_of_lengths_against_serving_is_refused(measurer: TextMeasurer) -> N
     assert checks.comparison_problems(current, schema, serving=current) == []
 
 
-def test_texts_of_a_logged_request_are_read_in_both_encodings() -> None:
+def test_texts_of_a_logged_request_are_read_from_tensors_of_any_form_and_from_examples() -> None:
+    texts = tf.make_tensor_proto([b"one", b"two"])
+    packed = tf.make_tensor_proto([b"one", b"two"])
+    packed.ClearField("string_val")
+    packed.tensor_content = b"\x03\x03onetwo"
+    first_only, repeated = (tf.make_tensor_proto([b"one", b"two"]) for _ in range(2))
+    first_only.tensor_shape.dim[0].size = 1
+    repeated.tensor_shape.dim[0].size = 3
+    one, none = tf.train.Example(), tf.train.Example()
+    one.features.feature["text"].bytes_list.value.append(b"one")
+    none.features.feature["Z"].int64_list.value.append(1)
+    not_utf8 = none.SerializeToString().replace(b"Z", b"\xff")
+    examples = tf.make_tensor_proto([one.SerializeToString(), none.SerializeToString(), not_utf8])
+    for name, tensor, expected in (
+        ("text", texts, [b"one", b"two"]), ("text", packed, [b"one", b"two"]), ("text", first_only, [b"one"]),
+        ("text", repeated, [b"one", b"two", b"two"]), ("examples", examples, [b"one"]), ("other", texts, []),
+    ):  # fmt: skip
+        log = prediction_log_pb2.PredictionLog()
+        log.predict_log.request.inputs[name].CopyFrom(tensor)
+        assert request_texts(log.SerializeToString()) == expected
+    for kind in ("classify_log", "regress_log", "multi_inference_log"):
+        log = prediction_log_pb2.PredictionLog()
+        getattr(log, kind).request.input.example_list.examples.extend([one, none, one])
+        assert request_texts(log.SerializeToString()) == [b"one", b"one"]
     log = prediction_log_pb2.PredictionLog()
-    log.predict_log.request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"one", b"two"]))
-    assert request_texts(log.SerializeToString()) == [b"one", b"two"]
-    other = prediction_log_pb2.PredictionLog()
-    other.classify_log.request.model_spec.name = "m"
-    assert request_texts(other.SerializeToString()) == []
+    with_context = log.classify_log.request.input.example_list_with_context
+    with_context.context.CopyFrom(one)
+    with_context.examples.add().CopyFrom(none)
+    assert request_texts(log.SerializeToString()) == [b"one"]
+    assert request_texts(b"") == []
 
 
 def test_example_schema_lists_what_stands_in_an_example() -> None:
