@@ -8,12 +8,15 @@ Off unless a model's `logging_config` in `models.config` asks for it, TensorFlow
     }
 
 The files hold the texts of the requests. A file that is being written ends in `.open`; finished ones in `.tfrecord`,
-which is what a glob should name. Logging never delays or fails a request: what the disk cannot take is dropped and
+which is what a glob should name. Local files are readable by their owner alone, and those that a killed server left
+are finished at the next start. Logging never delays or fails a request: what the disk cannot take is dropped and
 counted in `:tensorflow:serving:request_log_count`.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import itertools
 import logging
 import os
@@ -21,6 +24,7 @@ import queue
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -29,7 +33,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb
 
-from serving.errors import invalid
+from serving.errors import Code, StatusError, invalid
 from serving.metrics import Metrics
 from serving.tensors import to_array, to_proto
 
@@ -39,6 +43,8 @@ _FIELDS = {
     "MultiInference": "multi_inference_log",
 }  # fmt: skip
 _QUEUED = 1000
+_OPEN, _FINISHED = ".open", ".tfrecord"
+_FRAME = 16  # bytes of a TFRecord beside its content: length, and the check sums of both
 _number = itertools.count()
 
 
@@ -78,22 +84,52 @@ def log_options(config: config_pb.ModelServerConfig) -> dict[str, LogOptions]:
         if not 0 <= rate <= 1:
             raise invalid(f"model {model.name}: sampling_rate {rate} is not between 0 and 1")
         if rate > 0:
-            found[model.name] = LogOptions(collector.filename_prefix, rate)
+            found[model.name] = LogOptions(collector.filename_prefix.removeprefix("file://"), rate)
     return found
 
 
+def _make_folder(model: str, prefix: str) -> None:
+    """Makes the folder of the files, for this user alone where it is a local one. Raises `StatusError`."""
+    folder = os.path.dirname(prefix)
+    try:
+        if _is_local(prefix):
+            os.makedirs(folder or ".", mode=0o700, exist_ok=True)
+        else:
+            tf.io.gfile.makedirs(folder)
+    except tf.errors.OpError as error:
+        raise StatusError(Code(error.error_code), f"model {model}: request log: {error.message}") from error
+    except OSError as error:
+        words = f"model {model}: request log: cannot make the folder {folder}: {error.strerror}"
+        raise StatusError(Code.FAILED_PRECONDITION, words) from error
+
+
+def _is_local(prefix: str) -> bool:
+    return "://" not in prefix
+
+
+def _cut_to_whole_records(path: str) -> int:
+    """Cuts off a last record that was not written to its end; readers would fail on it. Returns the bytes left."""
+    size = 0
+    with suppress(tf.errors.DataLossError):
+        for record in tf.compat.v1.io.tf_record_iterator(path):
+            size += len(record) + _FRAME
+    os.truncate(path, size)
+    return size
+
+
 class _Writer:
-    """One model's log: a bounded queue and the thread that writes it."""
+    """One model's log: a bounded queue and the thread that writes it. The folder must be there.
+
+    A local file is locked while it is being written, so that one which a killed server left behind can be told.
+    """
 
     def __init__(self, name: str, options: LogOptions, metrics: Metrics):
         self._name, self._options, self._metrics = name, options, metrics
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED)
         self._file: tf.io.TFRecordWriter | None = None
+        self._lock: int | None = None  # file descriptor
         self._path = ""
         self._bytes, self._begun = 0, 0.0
-        folder = os.path.dirname(options.prefix)
-        if folder:
-            tf.io.gfile.makedirs(folder)
         _log.warning(
             "model %s: %g of the requests are written to %s-*.tfrecord, texts included; keep them as you keep the data",
             name, options.rate, options.prefix,
@@ -108,6 +144,9 @@ class _Writer:
             self._metrics.request_log_count.add(self._name, "dropped")
 
     def _run(self) -> None:
+        if _is_local(self._options.prefix):
+            for path in glob.glob(glob.escape(self._options.prefix) + "-*" + _OPEN):
+                self._finish_leftover(path)
         while True:
             try:
                 record = self._queue.get(timeout=1.0)
@@ -122,15 +161,18 @@ class _Writer:
                 self._metrics.request_log_count.add(self._name, "OK")
             except (tf.errors.OpError, OSError) as error:
                 self._metrics.request_log_count.add(self._name, "failed")
-                _log.error("model %s: request log %s: %s", self._name, self._path, type(error).__name__)
-                self._file = None
+                self._failed(self._path, error)
+                self._let_go()
             self._finish_if_due()
 
     def _write(self, record: bytes) -> None:
         if self._file is None:
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
             self._path = f"{self._options.prefix}-{stamp}-{os.getpid()}-{next(_number)}"
-            self._file = tf.io.TFRecordWriter(self._path + ".open")
+            if _is_local(self._path):
+                self._lock = os.open(self._path + _OPEN, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._file = tf.io.TFRecordWriter(self._path + _OPEN)
             self._bytes, self._begun = 0, time.monotonic()
         self._file.write(record)
         self._bytes += len(record)
@@ -143,9 +185,34 @@ class _Writer:
     def _finish(self) -> None:
         if self._file is None:
             return
-        self._file.close()
+        try:
+            self._file.close()
+            tf.io.gfile.rename(self._path + _OPEN, self._path + _FINISHED)
+        except (tf.errors.OpError, OSError) as error:
+            self._failed(self._path, error)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._file = None
-        tf.io.gfile.rename(self._path + ".open", self._path + ".tfrecord")
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _failed(self, path: str, error: Exception) -> None:
+        _log.error("model %s: request log %s: %s", self._name, path, type(error).__name__)
+
+    def _finish_leftover(self, path: str) -> None:
+        """Finishes a file that nobody is writing any more."""
+        try:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # An empty one may have been made this moment, and not be locked yet.
+                if os.fstat(file.fileno()).st_size and _cut_to_whole_records(path):
+                    os.rename(path, path.removesuffix(_OPEN) + _FINISHED)
+        except BlockingIOError:
+            return
+        except (tf.errors.OpError, OSError) as error:
+            self._failed(path, error)
 
     def close(self) -> None:
         self._queue.put(None)
@@ -165,15 +232,17 @@ class RequestLog:
         self._writers: dict[str, _Writer] = {}
 
     def configure(self, config: config_pb.ModelServerConfig) -> None:
-        """Follows a new configuration. Raises `StatusError` as `log_options` does, and then changes nothing."""
-        new = log_options(config)
-        old, self._options = self._options, new
+        """Follows a new configuration. Raises `StatusError`, and then changes nothing: as `log_options` does,
+        or if a folder cannot be made."""
+        new, old = log_options(config), self._options
         writers = dict(self._writers)
         gone = [writers.pop(name) for name in list(writers) if new.get(name) != old.get(name)]
-        for name, options in new.items():
-            if name not in writers:
-                writers[name] = _Writer(name, options, self._metrics)
-        self._writers = writers
+        begun = {name: options for name, options in new.items() if name not in writers}
+        for name, options in begun.items():
+            _make_folder(name, options.prefix)
+        for name, options in begun.items():
+            writers[name] = _Writer(name, options, self._metrics)
+        self._writers, self._options = writers, new
         for writer in gone:
             writer.close()
 

@@ -230,6 +230,7 @@ class ModelServer:
     def _watch(self, core: ServerCore, metrics: Metrics) -> None:
         """Keeps readiness up to date and, where asked to, rereads the configuration file."""
         from serving.config import model_config
+        from serving.service import where
 
         interval = self._flags.model_config_file_poll_wait_seconds
 
@@ -247,6 +248,8 @@ class ModelServer:
                     core.reload_config(model_config(self._flags), stop=self.stopping)
                 except (StartError, StatusError) as error:
                     _log.error("the configuration file is not taken over: %s", error)
+                except Exception as error:  # whatever it was, the next look may go well
+                    _log.error("the configuration file is not taken over: %s", where(error))
 
         self._health.set_ready(core.is_ready())
         targets = [ready, reread] if self._flags.model_config_file and interval > 0 else [ready]
@@ -334,9 +337,9 @@ def main(argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     # Both are read when TensorFlow is imported: Keras is not needed here and costs seconds; of the C++ log,
-    # warnings and errors are enough.
+    # errors: the warning of an op that fails holds what it was fed.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     server = ModelServer(flags)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -92,6 +92,8 @@ def poll(target: Target) -> dict[int, str]:
         children = [c.rstrip("/") for c in gfile.listdir(target.base_path)]
     except OpError as error:
         raise StatusError(Code(error.error_code), f"base path {target.base_path}: {error.message}") from error
+    except (OSError, ValueError) as error:  # a name that is not UTF-8, for one
+        raise StatusError(Code.UNKNOWN, f"base path {target.base_path}: {type(error).__name__}") from error
     found = index_versions(children)
     missing = [v for v in target.policy.specific if v not in found] if target.policy.kind == "specific" else []
     if missing:
@@ -144,9 +146,14 @@ class FileSystemSource:
             self._thread.join()
 
     def _run(self) -> None:
+        from serving.service import where  # here, for it imports this module
+
         while not self._stop.wait(self._interval_s):
-            with self._lock:
-                self._poll_all()
+            try:
+                with self._lock:
+                    self._poll_all()
+            except Exception as error:  # whatever it was, the next look may go well
+                _log.error("a look at the base paths failed: %s", where(error))
 
     def _poll_all(self) -> list[str]:
         empty = []

@@ -208,6 +208,21 @@ def test_a_config_file_is_reread_where_asked_to_and_a_broken_one_is_not_taken_ov
     assert ask(running.channel, "three") == (4.0, 123)
 
 
+def test_rereading_goes_on_after_a_failure_that_nobody_foresaw(serve, toys, tmp_path, eventually, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a secret")
+
+    path = tmp_path / "models.config"
+    path.write_text(config(entry("two", toys.half_plus_two)))
+    running = serve(model_config_file=path, model_config_file_poll_wait_seconds=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("serving.core.ServerCore.reload_config", broken)
+        eventually(lambda: "the configuration file is not taken over: RuntimeError at " in caplog.text)
+    path.write_text(config(entry("three", toys.half_plus_three)))
+    eventually(lambda: available(running.channel, "three") == [123])
+    assert "secret" not in caplog.text
+
+
 def test_a_config_file_is_not_reread_with_poll_0(serve, toys, tmp_path):
     path = tmp_path / "models.config"
     path.write_text(config(entry("two", toys.half_plus_two)))

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import stat
 
+import grpc
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
+from google.protobuf import text_format
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from serving import bench
 from serving.errors import StartError
+from serving.metrics import Metrics
+from serving.request_log import LogOptions, RequestLog
 
 
 def config(base, logging: str) -> str:
@@ -19,34 +34,120 @@ def config(base, logging: str) -> str:
     )
 
 
+def to_files(prefix, rate: float = 1.0) -> str:
+    return (
+        f'log_collector_config {{ type: "file" filename_prefix: "{prefix}" }} '
+        f"sampling_config {{ sampling_rate: {rate} }}"
+    )
+
+
+def records(path) -> list[bytes]:
+    return list(tf.compat.v1.io.tf_record_iterator(str(path)))
+
+
 def test_logged_requests_are_read_back_by_the_pipeline_s_reader(serve, toys, tmp_path):
     from components.validation.serving_logs import request_texts
 
     path = tmp_path / "models.config"
-    path.write_text(
-        config(
-            toys.text,
-            f'log_collector_config {{ type: "file" filename_prefix: "{tmp_path}/log/m" }} '
-            "sampling_config { sampling_rate: 1.0 }",
-        )
-    )
+    path.write_text(config(toys.text, to_files(tmp_path / "log" / "m")))
     running = serve(model_config_file=path)
-    call = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(running.channel)
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "m"
     request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"one", b"two"]))
-    call(request, 20)
+    stub.Predict(request, 20)
+    for size in (1, 3):  # more values than the shape asks for, and fewer
+        request.inputs["text"].tensor_shape.dim[0].size = size
+        stub.Predict(request, 20)
+    request.inputs["text"].tensor_shape.dim[0].size = 2
     request.inputs["text"].ClearField("string_val")
     request.inputs["text"].tensor_content = b"\x05\x04threefour"
-    call(request, 20)
+    stub.Predict(request, 20)
+    examples = classification_pb2.ClassificationRequest()
+    examples.model_spec.name, examples.model_spec.signature_name = "m", "classify"
+    examples.input.example_list.examples.add().features.feature["text"].bytes_list.value.append(b"five")
+    stub.Classify(examples, 20)
     running.server.stop()
     files = list((tmp_path / "log").iterdir())
     assert [f.suffix for f in files] == [".tfrecord"]
-    records = list(tf.compat.v1.io.tf_record_iterator(str(files[0])))
-    assert [request_texts(r) for r in records] == [[b"one", b"two"], [b"three", b"four"]]
-    log = prediction_log_pb2.PredictionLog.FromString(records[0])
+    found = records(files[0])
+    assert [request_texts(r) for r in found] == [
+        [b"one", b"two"], [b"one"], [b"one", b"two", b"two"], [b"three", b"four"], [b"five"],
+    ]  # fmt: skip
+    log = prediction_log_pb2.PredictionLog.FromString(found[0])
     assert (log.log_metadata.model_spec.version.value, log.log_metadata.sampling_config.sampling_rate) == (1, 1.0)
     assert list(log.predict_log.response.outputs["label"].string_val) == [b"short", b"short"]
+
+
+@pytest.fixture
+def request_log(tmp_path, monkeypatch) -> RequestLog:
+    """A log of all requests to model `m`, each in a file of its own below the folder `log`."""
+    options = LogOptions(str(tmp_path / "log" / "m"), 1.0, max_bytes=1)
+    monkeypatch.setattr("serving.request_log.log_options", lambda config: {"m": options})
+    return RequestLog(Metrics())
+
+
+def test_files_are_for_their_owner_alone_and_texts_in_them_are_warned_of(request_log, tmp_path, caplog):
+    umask = os.umask(0)
+    try:
+        request_log.configure(ModelServerConfig())
+        for _ in range(2):
+            request_log.log("m", "Predict", predict_pb2.PredictRequest(), predict_pb2.PredictResponse())
+        request_log.close()
+    finally:
+        os.umask(umask)
+    folder = tmp_path / "log"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [(f.suffix, stat.S_IMODE(f.stat().st_mode)) for f in folder.iterdir()] == [(".tfrecord", 0o600)] * 2
+    assert f"1 of the requests are written to {folder}/m-*.tfrecord, texts included" in caplog.text
+
+
+def test_files_that_a_killed_server_left_are_finished_up_to_their_last_whole_record(request_log, tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for name, missing in {"whole": 0, "cut": 1, "cut-in-length": 20, "nothing-whole": 30, "held": 0}.items():
+        path = folder / f"m-{name}.open"
+        with tf.io.TFRecordWriter(str(path)) as file:
+            file.write(b"first")  # 21 bytes
+            file.write(b"second")
+        os.truncate(path, path.stat().st_size - missing)
+    with open(folder / "m-held.open", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a server does that is writing it
+        request_log.configure(ModelServerConfig())
+        request_log.close()
+    assert {f.name: records(f) for f in folder.iterdir()} == {
+        "m-whole.tfrecord": [b"first", b"second"], "m-cut.tfrecord": [b"first"], "m-cut-in-length.tfrecord": [b"first"],
+        "m-nothing-whole.open": [], "m-held.open": [b"first", b"second"],
+    }  # fmt: skip
+
+
+def test_a_config_whose_log_folder_cannot_be_made_is_not_taken_over(serve, toys, tmp_path, eventually, caplog):
+    path = tmp_path / "models.config"
+    path.write_text(config(toys.text, to_files(tmp_path / "m", 0.0)))
+    running = serve(model_config_file=path, model_config_file_poll_wait_seconds=1)
+    below_a_file = config(toys.text, to_files(path / "log" / "m"))
+    words = "model m: request log: cannot make the folder "
+    path.write_text(below_a_file)
+    eventually(lambda: f"the configuration file is not taken over: FAILED_PRECONDITION: {words}" in caplog.text)
+    request = model_management_pb2.ReloadConfigRequest(config=text_format.Parse(below_a_file, ModelServerConfig()))
+    with pytest.raises(grpc.RpcError) as refused:
+        model_service_pb2_grpc.ModelServiceStub(running.channel).HandleReloadConfigRequest(request, 20)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.value.details().startswith(words)
+    path.write_text(config(toys.text, to_files(tmp_path / "log" / "m")))
+    eventually((tmp_path / "log").is_dir)
+
+
+def test_a_log_folder_that_cannot_be_made_ends_the_start_with_one_message(spawn, toys, tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(config(toys.text, to_files(path / "log" / "m")))
+    assert spawn(f"--model_config_file={path}", wait=False).popen.wait(120) == 1
+    log = (tmp_path / "server-0.log").read_text()
+    assert log.splitlines()[-1] == (
+        "Failed to start server. Error: FAILED_PRECONDITION: model m: request log: cannot make the folder "
+        f"{path}/log: Not a directory"
+    )
+    assert "Traceback" not in log
 
 
 def test_nothing_is_logged_unless_asked_for(serve, toys, tmp_path, monkeypatch):
@@ -77,8 +178,7 @@ def test_a_logging_config_that_makes_no_sense_is_refused(serve, toys, tmp_path, 
 
 def test_a_rate_of_one_half_logs_about_half(serve, toys, tmp_path):
     path = tmp_path / "models.config"
-    where = f'log_collector_config {{ type: "file" filename_prefix: "{tmp_path}/m" }}'
-    path.write_text(config(toys.text, where + " sampling_config { sampling_rate: 0.5 }"))
+    path.write_text(config(toys.text, to_files(tmp_path / "m", 0.5)))
     running = serve(model_config_file=path)
     call = prediction_service_pb2_grpc.PredictionServiceStub(running.channel).Predict
     request = predict_pb2.PredictRequest()
@@ -87,7 +187,7 @@ def test_a_rate_of_one_half_logs_about_half(serve, toys, tmp_path):
     for _ in range(400):
         call(request, 20)
     running.server.stop()
-    count = sum(1 for f in tmp_path.glob("*.tfrecord") for _ in tf.compat.v1.io.tf_record_iterator(str(f)))
+    count = sum(len(records(f)) for f in tmp_path.glob("*.tfrecord"))
     assert 120 < count < 280  # 8 standard deviations
 
 

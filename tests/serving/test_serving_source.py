@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,25 @@ def test_with_interval_0_the_folder_is_looked_at_once(tmp_path, watched):
     folders(tmp_path, "4")
     assert found.source._thread is None
     assert (found.seen, found.calls) == ({"m": {3: "3"}}, ["m"])
+
+
+def test_a_folder_that_cannot_be_listed_holds_up_no_other_model(tmp_path, watched):
+    odd, plain = folders(tmp_path / "odd", "1"), folders(tmp_path / "plain", "2")
+    os.mkdir(os.fsencode(odd) + b"/\xff")  # not UTF-8
+    found = watched()
+    assert found.watch(("odd", odd, LATEST), ("plain", plain, LATEST)) == ["odd"]
+    assert found.seen == {"plain": {2: "2"}}
+
+
+def test_polling_goes_on_after_a_failure_that_nobody_foresaw(tmp_path, watched, eventually, monkeypatch, caplog):
+    def broken(target):
+        raise RuntimeError("a secret")
+
+    found = watched(interval_s=0.02)
+    found.watch(("m", folders(tmp_path, "3"), LATEST))
+    with monkeypatch.context() as patched:
+        patched.setattr("serving.source.poll", broken)
+        eventually(lambda: "a look at the base paths failed: RuntimeError at " in caplog.text)
+    folders(tmp_path, "4")
+    eventually(lambda: found.seen == {"m": {4: "4"}})
+    assert "secret" not in caplog.text
