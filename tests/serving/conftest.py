@@ -1,12 +1,18 @@
-"""Toy SavedModels of the shapes that TensorFlow Serving's own tests use, and servers on loopback."""
+"""Toy SavedModels of the shapes that TensorFlow Serving's own tests use, servers on loopback, and a load for them."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
+import random
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import grpc
 import pytest
 
+from serving.client_core import PREDICT_METHOD
 from serving.server import allow_open_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,6 +222,7 @@ class Running:
     target: str
     rest: str
     stopped: bool = False
+    pid: int = os.getpid()
 
     def stop(self) -> None:
         if not self.stopped:
@@ -254,6 +262,10 @@ class Process:
     popen: subprocess.Popen
     target: str
     rest: str
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
 
     def stop(self) -> int:
         self.popen.terminate()
@@ -300,3 +312,202 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+# === Faults under a steady load ===
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process has: resident memory, threads, open files."""
+
+    memory_mb: float
+    threads: int
+    files: int
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        status = Path(f"/proc/{pid}/status").read_text()
+        memory = int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return cls(memory, len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd")))
+
+
+def _predict_request(texts: list[bytes]) -> bytes:
+    from serving import protos
+
+    request = protos.PredictRequest()
+    request.model_spec.name = "m"
+    tensor = request.inputs["text"]
+    tensor.dtype = protos.DT_STRING
+    tensor.tensor_shape.dim.add().size = len(texts)
+    tensor.string_val.extend(texts)
+    return request.SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def make_request() -> Callable[[list[bytes]], bytes]:
+    """Texts to a serialised PredictRequest of model `m`."""
+    return _predict_request
+
+
+def _begin_all_threads(server: Running | Process, rows: int) -> None:
+    """Bursts of requests until the server begins no more threads: a pool that fills up later would look like a leak."""
+    host, port = server.rest.removeprefix("http://").split(":")
+    texts = ["a" * 1000] * rows
+    message, body = _predict_request([t.encode() for t in texts]), json.dumps({"instances": texts})
+    head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    most = quiet = 0
+    while quiet < 3:
+        with grpc.insecure_channel(server.target) as channel:
+            call = channel.unary_unary(PREDICT_METHOD)
+            calls = [call.future(message, timeout=30) for _ in range(64)]
+            connections = [socket.create_connection((host, int(port)), 30) for _ in range(40)]
+            for one in connections:
+                one.sendall((head + body).encode())
+            for one in connections:
+                while one.recv(1 << 16):
+                    pass
+                one.close()
+            for one in calls:
+                one.exception()  # some are refused: the server is full
+        threads = Usage.of(server.pid).threads
+        quiet, most = (quiet + 1, most) if threads <= most else (0, threads)
+
+
+class Load:
+    """Asks model `m`, a toy text model, over gRPC and REST without pause and checks every answer; a context manager.
+
+    Entered, all threads of the server have begun. Left, it holds the server to what it had then (`mark`), and no
+    answer was wrong and no request failed. The right probability of class `long` for n letters is n / (n + 10).
+
+    Args:
+        server: what is asked.
+        eventually: see the fixture.
+        memory_mb: what memory may grow by; malloc has its ups and downs.
+        rows: fewest and most texts in a request.
+
+    Attributes:
+        answered: answers so far, by interface.
+        versions: of the model, that answered over gRPC.
+        ending: the server is being stopped: an interface may refuse from now on, and is then not asked again.
+        refused: the interfaces that did.
+        before: what the server had at the last `mark`.
+    """
+
+    def __init__(self, server: Running | Process, eventually: Callable, memory_mb: float, rows: tuple[int, int]):
+        self._server, self._eventually, self._memory_mb, self._rows = server, eventually, memory_mb, rows
+        self.answered, self.versions = {"grpc": 0, "rest": 0}, set[int]()
+        self.ending, self.refused = False, set[str]()
+        self._wrong: list[tuple[list[int], list[float]]] = []
+        self._failed: list[str] = []
+        self._done, self._going, self._parked = threading.Event(), threading.Event(), threading.Semaphore(0)
+        self._going.set()
+        self._threads = [threading.Thread(target=ask, daemon=True) for ask in (self._grpc, self._rest)]
+
+    def _grpc(self) -> None:
+        from serving.client import Client
+
+        with Client(self._server.target, "m", timeout_s=30, batch_size=64) as client:
+
+            def ask(texts: list[str]) -> list[float]:
+                found = client.predict(texts)
+                self.versions.update(p.model_version for p in found)
+                return [p.probabilities["long"] for p in found]
+
+            self._ask_on("grpc", ask)
+
+    def _rest(self) -> None:
+        connection = http.client.HTTPConnection(self._server.rest.removeprefix("http://"), timeout=30)
+
+        def ask(texts: list[str]) -> list[float]:
+            try:
+                connection.request("POST", "/v1/models/m:predict", json.dumps({"instances": texts}))
+                response = connection.getresponse()
+                body = json.loads(response.read())
+            except Exception:
+                connection.close()  # the next request opens another
+                raise
+            assert response.status == 200, f"{response.status} {body}"
+            return [p["probabilities"][1] for p in body["predictions"]]
+
+        self._ask_on("rest", ask)
+        connection.close()
+
+    def _ask_on(self, interface: str, ask: Callable[[list[str]], list[float]]) -> None:
+        from serving.errors import UnavailableError
+
+        generator = random.Random(interface)
+        while not self._done.is_set():
+            if not self._going.is_set():
+                self._parked.release()
+                self._going.wait()
+            sizes = [generator.randint(1, 60) for _ in range(generator.randint(*self._rows))]
+            try:
+                found = ask(["a" * n for n in sizes])
+            except Exception as error:
+                if self.ending and isinstance(error, (UnavailableError, ConnectionError)):
+                    self.refused.add(interface)
+                    return
+                self._failed.append(f"{interface}: {type(error).__name__}: {error}")
+            else:
+                if found != pytest.approx([n / (n + 10) for n in sizes], abs=1e-5):
+                    self._wrong.append((sizes, found))
+                self.answered[interface] += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """All that was asked is answered, and nothing is asked."""
+        self._going.clear()
+        for _ in self._threads:
+            assert self._parked.acquire(timeout=60)
+        try:
+            yield
+        finally:
+            self._going.set()
+
+    def goes_on(self, answers: int = 5) -> None:
+        """Waits for so many further answers of each interface."""
+        before = dict(self.answered)
+        self._eventually(lambda: all(self.answered[i] >= before[i] + answers for i in before))
+
+    def mark(self) -> None:
+        """From here on the server must not grow."""
+        self.before = Usage.of(self._server.pid)
+
+    def grown(self) -> dict[str, float]:
+        """What the server has too much of."""
+        now, allowed = Usage.of(self._server.pid), Usage(self._memory_mb, 4, 4)
+        more = {name: value - getattr(self.before, name) for name, value in vars(now).items()}
+        return {name: value for name, value in more.items() if value > getattr(allowed, name)}
+
+    def __enter__(self) -> Load:
+        _begin_all_threads(self._server, max(32, self._rows[1]))
+        for thread in self._threads:
+            thread.start()
+        self.goes_on()
+        self.mark()
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            if kind is None and not self.ending:
+                self.goes_on()  # whatever was done to the server
+                with suppress(AssertionError):
+                    self._eventually(lambda: not self.grown(), 30)
+                assert self.grown() == {}
+        finally:
+            self._done.set()
+            for thread in self._threads:
+                thread.join()
+        assert self._wrong == []
+        assert self._failed == []
+
+
+@pytest.fixture
+def under_load(eventually) -> Callable[..., Load]:
+    """`with under_load(server) as load:` a server with model `m` is asked on while a test does it harm."""
+
+    def begin(server: Running | Process, memory_mb: float = 60, rows: tuple[int, int] = (1, 4)) -> Load:
+        return Load(server, eventually, memory_mb, rows)
+
+    return begin

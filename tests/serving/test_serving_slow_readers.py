@@ -6,31 +6,22 @@ import dataclasses
 import json
 import socket
 import struct
-import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from serving import protos
-from serving.client import Client
 from serving.client_core import PREDICT_METHOD
 
 COUNT = 60_000  # texts; the answer is megabytes, more than sockets hold for a client that does not read
+MEMORY_MB = 200  # what the test itself may keep of such answers: its server is in the same process
 
 
 @pytest.fixture
 def running(serve, toys):
-    """One worker for REST and one for gRPC: whoever held it would be the last to be answered."""
-    return serve(toys.text, model_name="m", rest_api_port=-1, rest_api_num_threads=1, grpc_max_threads=1)
-
-
-def others_are_answered(running) -> None:
-    body = json.dumps({"instances": ["a" * 40]}).encode()
-    for _ in range(3):
-        with urllib.request.urlopen(running.rest + "/v1/models/m:predict", body, timeout=30) as response:
-            assert json.loads(response.read())["predictions"][0]["label"] == "long"
-        with Client(running.target, "m") as client:
-            assert client.predict(["a" * 40])[0].label == "long"
+    """One worker for REST and two for gRPC: were slow readers to hold them, the load would not be answered."""
+    return serve(toys.text, model_name="m", rest_api_port=-1, rest_api_num_threads=1, grpc_max_threads=2)
 
 
 def ask_rest(running) -> socket.socket:
@@ -45,21 +36,22 @@ def ask_rest(running) -> socket.socket:
     return slow
 
 
-def test_a_slow_reader_of_rest(running):
-    with ask_rest(running) as slow, slow.makefile("rb") as answer:
-        others_are_answered(running)
-        headers = dict(line.strip().lower().split(b": ") for line in iter(answer.readline, b"\r\n"))
-        found = json.loads(answer.read(int(headers[b"content-length"])))
-    assert [p["label"] for p in found["predictions"]] == ["short"] * COUNT
+def test_a_slow_reader_of_rest(running, under_load):
+    with under_load(running, MEMORY_MB) as load:
+        with ask_rest(running) as slow, slow.makefile("rb") as answer:
+            load.goes_on()
+            headers = dict(line.strip().lower().split(b": ") for line in iter(answer.readline, b"\r\n"))
+            found = json.loads(answer.read(int(headers[b"content-length"])))
+        assert [p["label"] for p in found["predictions"]] == ["short"] * COUNT
 
 
-def test_a_reader_of_rest_that_never_reads_is_cut_off(running, eventually):
+def test_a_reader_of_rest_that_never_reads_is_cut_off(running, eventually, under_load):
     rest = running.server._rest
-    rest._limits = dataclasses.replace(rest._limits, transfer_s=0.3)
-    with ask_rest(running):
-        assert len(rest._open) == 1
-        eventually(lambda: not rest._open)
-        others_are_answered(running)
+    rest._limits = dataclasses.replace(rest._limits, transfer_s=1.0)
+    with under_load(running, MEMORY_MB) as load, ask_rest(running):
+        assert len(rest._open) == 2
+        eventually(lambda: len(rest._open) == 1)  # the load's
+        load.goes_on()
 
 
 # === gRPC, by hand: HTTP/2's flow control lets the client say how much it takes ===
@@ -102,21 +94,44 @@ def frames(connection) -> Iterator[tuple[int, int, int, bytes]]:
         yield head[3], head[4], int.from_bytes(head[5:9], "big"), connection.read(int.from_bytes(head[:3], "big"))
 
 
-def test_a_slow_reader_of_grpc(running):
-    with socket.create_connection(("127.0.0.1", running.server.grpc_port), 30) as slow, slow.makefile("rb") as incoming:
-        slow.sendall(predict_frames())
-        received, answer, ended = frames(incoming), b"", False
-        while len(answer) < FEW:
-            kind, _, stream, payload = next(received)
-            answer += payload if (kind, stream) == (DATA, 1) else b""
-        assert len(answer) == FEW
-        others_are_answered(running)
+class SlowReader:
+    """A connection with one call of Predict, of whose answer it takes few bytes at first; a context manager."""
+
+    def __init__(self, port: int):
+        self._socket = socket.create_connection(("127.0.0.1", port), 30)
+        self._incoming = self._socket.makefile("rb")
+        self._frames, self.answer, self._ended = frames(self._incoming), b"", False
+        self._socket.sendall(predict_frames())
+        while len(self.answer) < FEW and not self._ended:
+            self._take()
+
+    def _take(self) -> None:
+        kind, flags, stream, payload = next(self._frames)
+        if stream == 1:
+            self.answer += payload if kind == DATA else b""
+            self._ended = bool(flags & END_STREAM)
+
+    def take_the_rest(self) -> None:
         for stream in (0, 1):
-            slow.sendall(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1 << 26)))
-        while not ended:
-            kind, flags, stream, payload = next(received)
-            answer += payload if (kind, stream) == (DATA, 1) else b""
-            ended = stream == 1 and bool(flags & END_STREAM)
-    assert answer[:5] == b"\0" + struct.pack(">I", len(answer) - 5)
-    outputs = protos.PredictResponse.FromString(answer[5:]).outputs
-    assert list(outputs["label"].string_val) == [b"short"] * COUNT
+            self._socket.sendall(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1 << 26)))
+        while not self._ended:
+            self._take()
+
+    def __enter__(self) -> SlowReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._incoming.close()
+        self._socket.close()
+
+
+def test_slow_readers_of_grpc(running, under_load):
+    with under_load(running, MEMORY_MB) as load, ExitStack() as stack:
+        readers = [stack.enter_context(SlowReader(running.server.grpc_port)) for _ in range(2)]
+        assert [len(reader.answer) for reader in readers] == [FEW, FEW]
+        load.goes_on()
+        for reader in readers:
+            reader.take_the_rest()
+            assert reader.answer[:5] == b"\0" + struct.pack(">I", len(reader.answer) - 5)
+            outputs = protos.PredictResponse.FromString(reader.answer[5:]).outputs
+            assert list(outputs["label"].string_val) == [b"short"] * COUNT
