@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from components.config import BeamConfig
 from components.errors import ConfigError
@@ -31,6 +33,22 @@ def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
         # some seconds and a copy in the temporary folder each, for workers elsewhere.
         "--sdk_container_image=none",
     ]
+
+
+def unpacked_bytes(files: Iterable[Path]) -> int:
+    """The size of the rows in these files: of Parquet, which is compressed, that of its columns unpacked."""
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    total = 0
+    for file in files:
+        size = file.stat().st_size
+        if file.suffix.lower() == ".parquet":
+            with suppress(ArrowException, OSError):  # the ingest names a file that is broken
+                found = pq.read_metadata(file)
+                size = max(size, sum(found.row_group(group).total_byte_size for group in range(found.num_row_groups)))
+        total += size
+    return total
 
 
 def _refuse_unknown(flags: Sequence[str]) -> None:

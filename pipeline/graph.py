@@ -26,7 +26,7 @@ from components.trainer.component import PretrainedTrainer, PretrainedTuner
 from components.validation.component import DataGate
 from components.validation.previous import PreviousSchemaStrategy, PreviousStatisticsStrategy
 from pipeline import spans
-from pipeline.beam import beam_arguments
+from pipeline.beam import beam_arguments, unpacked_bytes
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, weight_files
 
@@ -231,7 +231,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         ],
         enable_cache=True,
         metadata_connection_config=_metadata_connection(config.root),
-        beam_pipeline_args=[*beam_arguments(config.beam, _input_bytes(config))],
+        beam_pipeline_args=[*beam_arguments(config.beam, unpacked_bytes(_data_files(config)))],
     )
 
 
@@ -322,9 +322,9 @@ def _tuner(config: Config, training: dict[str, Any], weights: PretrainedWeights 
     return PretrainedTuner(encoder_weights=weights.outputs["weights"], **tuning).with_id("tuner")
 
 
-def _input_bytes(config: Config) -> int:
-    """Bytes of the data that a run reads."""
-    return sum(file.stat().st_size for file in input_files(config) if file.is_relative_to(config.data.input))
+def _data_files(config: Config) -> list[Path]:
+    """The data that a run reads."""
+    return [file for file in input_files(config) if file.is_relative_to(config.data.input)]
 
 
 def _encoder_hashes(config: Config) -> list[str]:

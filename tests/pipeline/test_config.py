@@ -279,6 +279,22 @@ def test_large_data_alone_is_spread_over_processes_unless_told(
     assert flags[:3] == ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
 
 
+def test_size_of_parquet_is_that_of_its_rows_unpacked(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.beam import unpacked_bytes
+
+    texts = [f"the same long text, {number}. " * 40 for number in range(2000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    (tmp_path / "b.csv").write_text("text\na\n")
+    (tmp_path / "c.parquet").write_bytes(b"broken")
+    files = [tmp_path / name for name in ("a.parquet", "b.csv", "c.parquet")]
+    rows = sum(map(len, texts))
+    assert files[0].stat().st_size < rows / 10
+    assert rows <= unpacked_bytes(files) < rows * 1.1
+
+
 def test_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     assert "there is no such configuration file" in message(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
