@@ -28,7 +28,7 @@ from serving.errors import Code, StartError, StatusError, invalid
 from serving.loader import Call
 from serving.manager import VersionStatus
 from serving.policy import State
-from serving.service import InferenceService
+from serving.service import InferenceService, where
 
 _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -47,6 +47,9 @@ def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
         return work()
     except StatusError as error:
         context.abort(_CODES[int(error.code)], truncated(error.message))
+    except Exception as error:  # gRPC would answer with its message, which may quote the request
+        _log.error("a call failed: %s", where(error))
+        context.abort(grpc.StatusCode.INTERNAL, "Internal error of the server")
 
 
 def truncated(message: str) -> str:

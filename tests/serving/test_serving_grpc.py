@@ -218,3 +218,17 @@ def test_the_server_takes_as_many_open_files_as_the_system_lets_it(spawn, toys):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert resource.prlimit(server.popen.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_a_failure_that_nobody_foresaw_is_answered_without_its_words(serve, toys, monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError("a text of a patient")
+
+    running = serve(toys.half_plus_two)
+    monkeypatch.setattr("serving.core.ServerCore.metadata", fail)
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "default"
+    status = status_of(lambda: stub(running).GetModelMetadata(request, 20))
+    assert status == (grpc.StatusCode.INTERNAL, "Internal error of the server")
+    assert "ValueError at " in caplog.text
+    assert "patient" not in caplog.text
