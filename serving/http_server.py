@@ -228,13 +228,13 @@ class HttpServer:
         headers = [*response.headers, ("Content-Length", str(len(response.body)))]
         if close:
             headers.append(("Connection", "close"))
-        peer.writer.writelines(
-            [
-                peer.http.send(h11.Response(status_code=response.status, headers=headers)),
-                b"" if peer.bodiless else peer.http.send(h11.Data(data=response.body)),
-                peer.http.send(h11.EndOfMessage()),
-            ]
-        )
+        parts = [
+            peer.http.send(h11.Response(status_code=response.status, headers=headers)),
+            b"" if peer.bodiless else peer.http.send(h11.Data(data=response.body)),
+            peer.http.send(h11.EndOfMessage()),
+        ]
+        # Not writelines: from Python 3.12 on, an empty part stays in its buffer, which then never empties.
+        peer.writer.write(b"".join(part for part in parts if part))
         await _drained(peer.writer, self._limits.transfer_s)
         if close:
             await self._say_goodbye(peer)
