@@ -114,3 +114,12 @@ class DeadlineError(ClientError):
 
 class ServerError(ClientError):
     """The server failed while it worked on the request."""
+
+
+def where(error: BaseException) -> str:
+    """Type and place of an error, for a log; not its message, which may quote a request."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" at {frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else ""
+    return f"{type(error).__name__}{place}"

@@ -26,10 +26,10 @@ from tensorflow_serving.apis import (
 )
 
 from serving import json_tensor
-from serving.errors import Code, StatusError, invalid, quotable
+from serving.errors import Code, StatusError, invalid, quotable, where
 from serving.inference import DEFAULT_SIGNATURE
 from serving.loader import Call
-from serving.service import InferenceService, where
+from serving.service import InferenceService
 
 _log = logging.getLogger(__name__)
 _API = re.compile(r"/v1/.*", re.IGNORECASE)

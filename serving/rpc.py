@@ -24,11 +24,11 @@ from tensorflow_serving.apis import (
 )
 
 from serving.core import ServerCore
-from serving.errors import Code, StartError, StatusError, invalid
+from serving.errors import Code, StartError, StatusError, invalid, where
 from serving.loader import Call
 from serving.manager import VersionStatus
 from serving.policy import State
-from serving.service import InferenceService, where
+from serving.service import InferenceService
 
 _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

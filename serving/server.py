@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serving.errors import StartError, StatusError
+from serving.errors import StartError, StatusError, where
 from serving.flags import Flags, parse, usage
 
 if TYPE_CHECKING:
@@ -230,7 +230,6 @@ class ModelServer:
     def _watch(self, core: ServerCore, metrics: Metrics) -> None:
         """Keeps readiness up to date and, where asked to, rereads the configuration file."""
         from serving.config import model_config
-        from serving.service import where
 
         interval = self._flags.model_config_file_poll_wait_seconds
 

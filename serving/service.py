@@ -14,7 +14,7 @@ from tensorflow_serving.apis import model_pb2
 
 from serving import inference
 from serving.core import ServerCore
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, where
 from serving.loader import Call, Servable
 from serving.metrics import Metrics
 from serving.tracing import Tracer, Untraced
@@ -134,12 +134,3 @@ def _spec(api: str, request: Any) -> model_pb2.ModelSpec:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     return request.model_spec
-
-
-def where(error: BaseException) -> str:
-    """Type and place of an error, for a log; not its message, which may quote a request."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f" at {frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else ""
-    return f"{type(error).__name__}{place}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tensorflow.errors import OpError
 from tensorflow.io import gfile
 
-from serving.errors import Code, StatusError
+from serving.errors import Code, StatusError, where
 
 _log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
@@ -146,8 +146,6 @@ class FileSystemSource:
             self._thread.join()
 
     def _run(self) -> None:
-        from serving.service import where  # here, for it imports this module
-
         while not self._stop.wait(self._interval_s):
             try:
                 with self._lock:
