@@ -138,8 +138,13 @@ class ScheduleConfig(Section):
     @property
     def any_trigger(self) -> bool:
         """Whether anything can ever start a run."""
-        bounds = (self.cron, self.drift, self.serving_drift, self.min_score)
-        return self.on_new_span or any(bound is not None for bound in bounds)
+        return self.on_new_span or self.cron is not None or bool(self.bounds)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """By rule, what a measurement is held to; of those rules that are in force."""
+        bounds = {"drift": self.drift, "serving_drift": self.serving_drift, "score": self.min_score}
+        return {rule: bound for rule, bound in bounds.items() if bound is not None}
 
 
 class RetentionConfig(Section):

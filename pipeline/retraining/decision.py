@@ -361,7 +361,7 @@ def _spans(schedule: ScheduleConfig, observed: Observed, spans: _Sorted, plan: _
 
 
 def _measured(rule: Rule, schedule: ScheduleConfig, observed: Observed) -> tuple[Finding, str | None]:
-    bound = {"drift": schedule.drift, "serving_drift": schedule.serving_drift, "score": schedule.min_score}[rule]
+    bound = schedule.bounds.get(rule)
     if bound is None:
         return Finding(rule, False, ""), None
     found = [m for m in observed.measurements if m.rule == rule and m.live == observed.live]

@@ -21,6 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +57,21 @@ def measure(config: Config, live: int, span: int, digest: str) -> dict[str, Any]
         rows = sample(fresh_rows(config, span, seen), schedule.score_rows)
         return {schedule.score_metric: score(config, live, rows)}
 
+    @cache
+    def training() -> Any:
+        return training_statistics(config, facts)
+
     def measure_drift() -> dict[str, float]:
-        training = training_statistics(config, facts)
-        return drift(config, training, labelled_rows(config, span, ("train", "all")))
+        return drift(config, training(), labelled_rows(config, span, ("train", "all")))
 
     def measure_serving_drift() -> dict[str, float]:
-        return serving_drift(config, training_statistics(config, facts))
+        return serving_drift(config, training())
 
     found: list[dict[str, Any]] = []
     errors: dict[str, str] = {}
-    for rule, bound, values in (
-        ("score", schedule.min_score, measure_score),
-        ("drift", schedule.drift, measure_drift),
-        ("serving_drift", schedule.serving_drift, measure_serving_drift),
-    ):
-        if bound is None:
+    rules = {"score": measure_score, "drift": measure_drift, "serving_drift": measure_serving_drift}
+    for rule, values in rules.items():
+        if rule not in schedule.bounds:
             continue
         try:
             evidence = observe.logs_digest(config) if rule == "serving_drift" else digest

@@ -102,8 +102,8 @@ def body(name: str, root: Path, run: Any, status: str, result: dict[str, Any], n
 
 def is_drift(schedule: ScheduleConfig, item: Measurement) -> bool:
     """Whether a measurement is a drift beyond its bound."""
-    bound = {"drift": schedule.drift, "serving_drift": schedule.serving_drift}.get(item.rule)
-    return bound is not None and item.value > bound
+    bound = schedule.bounds.get(item.rule)
+    return item.rule != "score" and bound is not None and item.value > bound
 
 
 def drift_body(item: Measurement, now: dt.datetime) -> dict[str, Any]:

@@ -298,8 +298,7 @@ class Scheduler:
         What could not be measured is measured again after that time, on the same evidence.
         """
         schedule = self._config.schedule
-        bounds = {"drift": schedule.drift, "serving_drift": schedule.serving_drift, "score": schedule.min_score}
-        bounded = {rule for rule, bound in bounds.items() if bound is not None}
+        bounded = schedule.bounds.keys()
         if self._measure is None or not bounded or state.open_run() is not None:
             return
         live, _ = observe.live_version(self._config.serving_dir)
