@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import Message
-from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
 from tfx.dsl.io import fileio
 from tfx.utils import io_utils
 
@@ -112,9 +112,7 @@ def predict_request(
     model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None, signature: str = "serving_default"
 ) -> predict_pb2.PredictRequest:
     """A Predict request with `texts` (and `pairs`) as string tensors [batch]."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = model_name
-    request.model_spec.signature_name = signature
+    request = predict_pb2.PredictRequest(model_spec=_spec(model_name, signature))
     request.inputs["text"].CopyFrom(tf.make_tensor_proto(list(texts), tf.string))
     if pairs is not None:
         request.inputs["text_pair"].CopyFrom(tf.make_tensor_proto(list(pairs), tf.string))
@@ -125,9 +123,7 @@ def examples_request(
     model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None
 ) -> predict_pb2.PredictRequest:
     """A Predict request on `serialized_examples`, with the texts (and pairs) as tf.Examples."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = model_name
-    request.model_spec.signature_name = "serialized_examples"
+    request = predict_pb2.PredictRequest(model_spec=_spec(model_name, "serialized_examples"))
     rows = [example.SerializeToString() for example in _examples(texts, pairs)]
     request.inputs["examples"].CopyFrom(tf.make_tensor_proto(rows, tf.string))
     return request
@@ -137,9 +133,7 @@ def classify_request(
     model_name: str, texts: Sequence[bytes], pairs: Sequence[bytes] | None
 ) -> classification_pb2.ClassificationRequest:
     """A Classify request on `classify`, with the texts (and pairs) as tf.Examples."""
-    request = classification_pb2.ClassificationRequest()
-    request.model_spec.name = model_name
-    request.model_spec.signature_name = "classify"
+    request = classification_pb2.ClassificationRequest(model_spec=_spec(model_name, "classify"))
     request.input.example_list.examples.extend(_examples(texts, pairs))
     return request
 
@@ -180,6 +174,10 @@ def write_warmup(path: str, model_name: str, sample: Sample, requests: int, sign
             write(predict_log=prediction_log_pb2.PredictLog(request=examples_request(*asked)))
         if "classify" in signatures:
             write(classify_log=prediction_log_pb2.ClassifyLog(request=classify_request(*asked)))
+
+
+def _spec(model_name: str, signature: str) -> model_pb2.ModelSpec:
+    return model_pb2.ModelSpec(name=model_name, signature_name=signature)
 
 
 def _examples(texts: Sequence[bytes], pairs: Sequence[bytes] | None) -> Iterator[tf.train.Example]:
