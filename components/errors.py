@@ -15,6 +15,7 @@ No message ever holds a text of the data: files, line numbers and counts say whe
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 
@@ -24,6 +25,11 @@ class PipelineError(Exception):
     exit_status = 1
     record: dict[str, Any] | None = None  # of the run that it ended
     answer: dict[str, Any] | None = None  # what `--json` prints of it; None: the error alone
+
+    @cached_property
+    def kind(self) -> str:
+        """What programs tell errors apart by."""
+        return type(self).__name__
 
 
 class ConfigError(PipelineError):

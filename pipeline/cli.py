@@ -49,8 +49,7 @@ def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except PipelineError as error:
             if kwargs.get("as_json"):
-                kind = getattr(error, "kind", type(error).__name__)
-                print(json.dumps(error.answer or {"error": str(error), "error_kind": kind}, sort_keys=True))
+                print(json.dumps(error.answer or {"error": str(error), "error_kind": error.kind}, sort_keys=True))
             print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt:

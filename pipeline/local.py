@@ -75,7 +75,8 @@ class StepError(PipelineError):
         super().__init__(message)
         self.step = step
         self.exit_status = exit_status
-        self.kind = kind or type(self).__name__  # of the cause: a refusal of the data is no passing trouble
+        if kind:
+            self.kind = kind  # of the cause: a refusal of the data is no passing trouble
 
 
 def run(

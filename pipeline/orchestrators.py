@@ -69,8 +69,7 @@ def step_command(
     try:
         record = run_step(lambda more: load_config(config, [*(set_ or []), *more]), step, run, span)
     except PipelineError as error:
-        kind = getattr(error, "kind", type(error).__name__)
-        error.answer = {"step": step, "status": "failed", "error": str(error), "error_kind": kind}
+        error.answer = {"step": step, "status": "failed", "error": str(error), "error_kind": error.kind}
         raise
     except Exception as error:
         # A traceback may quote rows of data: it stays out of the terminal, and the step's log holds it.

@@ -158,8 +158,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     """What a record says of the error that ended its run; of an unknown one its kind alone, for it may quote data."""
     if not isinstance(error, PipelineError):
         return {"error": type(error).__name__, "error_kind": type(error).__name__, "step": None}
-    kind = getattr(error, "kind", type(error).__name__)
-    return {"error": str(error), "error_kind": kind, "step": getattr(error, "step", None)}
+    return {"error": str(error), "error_kind": error.kind, "step": getattr(error, "step", None)}
 
 
 def _keep(root: Path, record: dict[str, Any], console: Console) -> None:
