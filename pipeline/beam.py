@@ -11,8 +11,11 @@ from components.config import BeamConfig
 from components.errors import ConfigError
 
 
-def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
+def beam_arguments(beam: BeamConfig, files: Iterable[Path] = ()) -> list[str]:
     """Small data stays in this process; large data is spread over workers, each of which imports TensorFlow.
+
+    Args:
+      files: the data; looked at only where its size decides.
 
     Raises:
       ConfigError: Beam does not know one of `beam.pipeline_args`.
@@ -22,7 +25,7 @@ def beam_arguments(beam: BeamConfig, input_bytes: int) -> list[str]:
         return list(beam.pipeline_args)
     mode = beam.mode
     if mode == "auto":
-        mode = "multi_processing" if input_bytes > beam.parallel_above_mb * 2**20 else "in_memory"
+        mode = "multi_processing" if unpacked_bytes(files) > beam.parallel_above_mb * 2**20 else "in_memory"
     workers = beam.workers if mode == "multi_processing" else 1
     # Beam's "DirectRunner" would try to download another runner, Prism, at run time; this is the one it falls back to.
     return [

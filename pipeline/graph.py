@@ -26,7 +26,7 @@ from components.trainer.component import PretrainedTrainer, PretrainedTuner
 from components.validation.component import DataGate
 from components.validation.previous import PreviousSchemaStrategy, PreviousStatisticsStrategy
 from pipeline import spans
-from pipeline.beam import beam_arguments, unpacked_bytes
+from pipeline.beam import beam_arguments
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, weight_files
 
@@ -231,7 +231,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         ],
         enable_cache=True,
         metadata_connection_config=_metadata_connection(config.root),
-        beam_pipeline_args=[*beam_arguments(config.beam, unpacked_bytes(_data_files(config)))],
+        beam_pipeline_args=[*beam_arguments(config.beam, _data_files(config))],
     )
 
 

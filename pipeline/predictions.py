@@ -71,7 +71,7 @@ def score_files(
         from pipeline.score import IN_PROCESS, score
 
         # One process with TensorFlow on all cores is the fastest on one machine, whatever the size.
-        arguments = beam_arguments(config.beam, input_bytes=0) if config.beam.pipeline_args else IN_PROCESS
+        arguments = beam_arguments(config.beam) if config.beam.pipeline_args else IN_PROCESS
         manifest = score(
             config.serving_dir, source, output, config.data, version=version, format=format,
             beam_pipeline_args=arguments,

@@ -156,7 +156,7 @@ def _beam(
         if not step.on_beam:
             continue
         own = config.kubeflow.of(step.id).beam_pipeline_args
-        flags = tuple(arguments) if own is None else tuple(beam_arguments(BeamConfig(pipeline_args=own), 0))
+        flags = tuple(arguments) if own is None else tuple(beam_arguments(BeamConfig(pipeline_args=own)))
         beam[step.id] = flags
         if runs_here(flags) or (target == "kubeflow" and runner(flags) != "DataflowRunner"):
             continue  # a cluster beside Kubeflow mounts the same volume: deploy/beam/flink.yaml

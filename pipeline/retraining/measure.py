@@ -217,7 +217,7 @@ def serving_drift(config: Config, training: Any) -> dict[str, float]:
     from components.validation.serving_logs import write_statistics
     from pipeline.beam import beam_arguments
 
-    arguments = list(beam_arguments(config.beam, 0))
+    arguments = list(beam_arguments(config.beam))
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/serving.pb"
         with beam.Pipeline(argv=arguments) as pipeline:

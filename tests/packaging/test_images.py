@@ -267,7 +267,7 @@ def test_flags_that_the_flink_manifest_names_are_taken_by_the_pipeline() -> None
 
     text = re.sub(r"^#", "", MANIFESTS[0].read_text(), flags=re.MULTILINE)
     flags = json.loads(re.search(r"pipeline_args = (\[.*?\])", text, re.DOTALL)[1])
-    assert beam_arguments(BeamConfig(pipeline_args=flags), 0) == flags
+    assert beam_arguments(BeamConfig(pipeline_args=flags)) == flags
     assert not runs_here(flags)
     service = {item["metadata"]["name"]: item for item in documents(MANIFESTS[0]) if item["kind"] == "Service"}
     endpoint = dict(flag[2:].split("=", 1) for flag in flags)

@@ -1,5 +1,6 @@
 """The configuration says what is wrong, where, and what would be right."""
 
+import os
 import re
 import subprocess
 import sys
@@ -252,10 +253,10 @@ def test_beam_flag_that_beam_does_not_know_is_named(flags: list[str], expected: 
     from pipeline.beam import beam_arguments
 
     if expected is None:
-        assert beam_arguments(BeamConfig(pipeline_args=flags), 0) == flags
+        assert beam_arguments(BeamConfig(pipeline_args=flags)) == flags
         return
     with pytest.raises(ConfigError) as caught:
-        beam_arguments(BeamConfig(pipeline_args=flags), 0)
+        beam_arguments(BeamConfig(pipeline_args=flags))
     assert expected in str(caught.value)
 
 
@@ -269,13 +270,16 @@ def test_beam_flag_that_beam_does_not_know_is_named(flags: list[str], expected: 
     ],
 )
 def test_large_data_alone_is_spread_over_processes_unless_told(
-    options: dict[str, Any], above: bool, mode: str, workers: int
+    options: dict[str, Any], above: bool, mode: str, workers: int, tmp_path: Path
 ) -> None:
     from components.config import BeamConfig
     from pipeline.beam import beam_arguments
 
     beam = BeamConfig(workers=3, **options)
-    flags = beam_arguments(beam, int(beam.parallel_above_mb * 2**20) + above)
+    data = tmp_path / "data.csv"
+    data.touch()
+    os.truncate(data, int(beam.parallel_above_mb * 2**20) + above)
+    flags = beam_arguments(beam, [data])
     assert flags[:3] == ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
 
 
