@@ -20,7 +20,7 @@ from components.encoder.config import BertGeometry
 from components.encoder.packing import Batch, Layout, Tensor, layout, padded
 
 # Below every score, and still finite after any softmax's subtraction of the maximum in bfloat16.
-_MASKED = -1e9
+MASKED = -1e9
 
 
 class Embeddings(keras.layers.Layer):
@@ -115,7 +115,7 @@ def attend(qkv: Tensor, place: Layout, heads: int, dropout: Callable[[Tensor], T
     block = ops.transpose(block, (2, 0, 3, 1, 4))  # (3, B, heads, L, size)
     query, key, value = ops.unstack(block, 3)  # not by index: the gradient of each slice would be a whole block
     scores = ops.matmul(query * (1.0 / math.sqrt(size)), ops.swapaxes(key, -1, -2))  # (B, heads, L, L)
-    scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), _MASKED)
+    scores = ops.where(mask[:, None, None, :], ops.cast(scores, "float32"), MASKED)
     weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
     if dropout is not None:
         weights = dropout(weights)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from components.encoder.bert import BertEncoder, attend
+from components.encoder.bert import MASKED, BertEncoder
 from components.encoder.packing import Batch, Layout, layout
 
 _TABLES = ("word", "position", "segment")
@@ -165,21 +165,40 @@ def attend_alone(qkv: tf.Tensor, heads: int) -> tf.Tensor:
 
 
 def attention_in_groups(place: Layout, heads: int, groups: int = _GROUPS) -> Attention:
-    """`components.encoder.bert.attend` for one group of texts after the other; groups are of as many texts each."""
-    count = tf.size(place.lengths)
-    ends = tf.concat([place.starts, [tf.size(place.rows)]], 0)  # where text n begins: also for n = count
-    bounds = [count * number // groups for number in range(groups + 1)]
-    slices = []
-    for first, last in itertools.pairwise(bounds):
-        tokens = slice(ends[first], ends[last])
-        part = Layout(
-            place.rows[tokens] - first,
-            place.positions[tokens],
-            place.starts[first:last] - ends[first],
-            place.lengths[first:last],
-        )
-        slices.append((tokens, part))
-    return lambda qkv: tf.concat([attend(qkv[tokens], part, heads) for tokens, part in slices], 0)
+    """`components.encoder.bert.attend` for one group of texts after the other; groups are of as many texts each.
+
+    What one head has of one token is a row of `[tokens * 3 * heads, size]`. It is taken from there to where the
+    products need it in one step, and back in another: padded blocks of whole tokens would have to be transposed.
+    """
+    tokens, count = tf.size(place.rows), tf.size(place.lengths)
+    head = tf.range(heads)
+    ends = tf.concat([place.starts, [tokens]], 0)  # where text n begins: also for n = count
+    parts = []
+    for first, last in itertools.pairwise(count * number // groups for number in range(groups + 1)):
+        lengths = place.lengths[first:last]
+        longest = tf.maximum(tf.reduce_max(lengths), 0)  # a group may be without texts
+        steps = tf.range(longest)
+        token = tf.minimum(place.starts[first:last, None] + steps, tokens - 1)  # (B, L); at padding any real token
+        query = token[:, None, :] * (3 * heads) + head[:, None]  # (B, heads, L)
+        mask = tf.where(steps < lengths[:, None], 0.0, MASKED)[:, None, None, :]  # (B, 1, 1, L)
+        own = slice(ends[first], ends[last])
+        text = place.rows[own, None] - first  # (T, 1)
+        back = (text * heads + head) * longest + place.positions[own, None]  # (T, heads)
+        parts.append(((query, query + heads, query + 2 * heads), mask, back))
+
+    def attention(qkv: tf.Tensor) -> tf.Tensor:
+        size = qkv.shape[-1] // (3 * heads)
+        vectors = tf.reshape(qkv, [-1, size])
+        found = []
+        for to, mask, back in parts:
+            query, key, value = (tf.gather(vectors, index) for index in to)  # (B, heads, L, size)
+            scores = tf.matmul(query * (1.0 / math.sqrt(size)), key, transpose_b=True)
+            weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + mask), value.dtype)  # (B, heads, L, L)
+            context = tf.reshape(tf.matmul(weights, value), [-1, size])
+            found.append(tf.reshape(tf.gather(context, back), [-1, heads * size]))
+        return tf.concat(found, 0)
+
+    return attention
 
 
 def _layer_norm(x: tf.Tensor, epsilon: float) -> tf.Tensor:

@@ -81,8 +81,9 @@ def two_level(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       The page of each block of 256 code points, int32 [4352], and the pages end to end, dtype of `values`:
       `values[c] == pages[page_of[c // 256] * 256 + c % 256]`.
     """
-    pages, page_of = np.unique(values.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
-    return page_of.reshape(-1).astype(np.int32), pages.reshape(-1)
+    pages: dict[bytes, int] = {}  # numpy.unique sorts them, which takes as long as all the rest of a tokeniser
+    page_of = [pages.setdefault(page.tobytes(), len(pages)) for page in values.reshape(-1, PAGE_SIZE)]
+    return np.array(page_of, np.int32), np.frombuffer(b"".join(pages), values.dtype)
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:

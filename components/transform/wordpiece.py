@@ -8,6 +8,7 @@ texts on which it does. Only standard TensorFlow and TF Text ops are used.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from os import PathLike
 from typing import NamedTuple
 
@@ -67,11 +68,7 @@ class WordPiece(tf.Module):
         self.lower_case = lower_case
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = map(tokens.index, ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
         rules = load_rules()
-        engine_tokens = engine_vocabulary(tokens, rules)
-        model = model_builder.build_fast_wordpiece_model(
-            engine_tokens, MAX_WORD_CHARS * _MAX_UTF8_BYTES, SUFFIX, engine_tokens[self.unk_id], False, False
-        )
-        self._model = np.frombuffer(model, np.uint8)
+        self._model = _engine_model(tuple(tokens), self.unk_id)
         self._rewrite = Rewriter(rules, lower_case=lower_case)
         self._plain_patterns = plain_patterns(rules, lower_case=lower_case)
 
@@ -140,6 +137,16 @@ class WordPiece(tf.Module):
         input_ids = tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
         unknown = splits_after(tf.cast(ids == self.unk_id, tf.int32), splits)
         return Encoded(input_ids, input_ids.with_values(segment_ids), truncated, unknown[1:] - unknown[:-1])
+
+
+@lru_cache(maxsize=4)
+def _engine_model(tokens: tuple[str, ...], unk_id: int) -> np.ndarray:
+    """The engine's automaton, uint8 [bytes]; kept, for one process traces a tokeniser many times over."""
+    known = engine_vocabulary(tokens, load_rules())
+    longest = MAX_WORD_CHARS * _MAX_UTF8_BYTES
+    return np.frombuffer(
+        model_builder.build_fast_wordpiece_model(known, longest, SUFFIX, known[unk_id], False, False), np.uint8
+    )
 
 
 def _kept(lengths: list[tf.Tensor], room: int) -> list[tf.Tensor]:

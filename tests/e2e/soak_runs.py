@@ -15,6 +15,7 @@ import sys
 import pipeline.graph
 import pipeline.local  # noqa: F401
 from pipeline.cli import app
+from pipeline.environment import spare_the_collector
 
 
 def run_child(argv: list[str], output: int, lock: int, log: str) -> None:
@@ -37,6 +38,7 @@ def run_child(argv: list[str], output: int, lock: int, log: str) -> None:
 
 def main() -> None:
     address, log = sys.argv[1:]
+    spare_the_collector()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()

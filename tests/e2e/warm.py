@@ -17,6 +17,7 @@ import pipeline.graph
 import pipeline.kubeflow.step
 import pipeline.local  # noqa: F401
 from pipeline.cli import app
+from pipeline.environment import spare_the_collector
 from pipeline.retraining import launch, measure_process
 
 
@@ -56,6 +57,7 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
 
 
 def main() -> None:
+    spare_the_collector()
     gc.freeze()  # what is shared with the forks stays shared
     launch.run_json = measure_process.run_json = run_json
     answers = os.fdopen(os.dup(1), "w", buffering=1)
