@@ -269,18 +269,24 @@ def test_long_and_short_texts_together_are_answered_in_chunks_alike(ran):
     assert serve(text=tf.constant([], tf.string))["probabilities"].shape == (0, 3)
 
 
-def test_two_runs_with_one_seed_are_the_same_to_the_bit(fn_args, tmp_path):
-    for name in ("first", "second"):
-        run_fn(fn_args(folder=tmp_path / name))
-    assert_same_weights(tmp_path / "first" / "export", tmp_path / "second" / "export")
+@pytest.fixture(scope="module")
+def whole(make_fn_args, tmp_path_factory):
+    """The arguments of a run that nothing disturbed."""
+    args = make_fn_args(tmp_path_factory.mktemp("whole"))
+    run_fn(args)
+    return args
+
+
+def test_two_runs_with_one_seed_are_the_same_to_the_bit(whole, fn_args, tmp_path):
+    run_fn(fn_args())
+    assert_same_weights(Path(whole.serving_model_dir), tmp_path / "export")
 
 
 @pytest.mark.slow
-def test_another_seed_gives_another_model(fn_args, tmp_path):
-    for seed in (1, 2):
-        run_fn(fn_args(folder=tmp_path / str(seed), training={"seed": seed, "epochs": 1}))
+def test_another_seed_gives_another_model(whole, fn_args, tmp_path):
+    run_fn(fn_args(training={"seed": 2}))
     with pytest.raises(AssertionError):
-        assert_same_weights(tmp_path / "1" / "export", tmp_path / "2" / "export")
+        assert_same_weights(Path(whole.serving_model_dir), tmp_path / "export")
 
 
 _KILLED = """
@@ -303,9 +309,7 @@ with progress.listening(kill):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 8])  # inside the first epoch, inside the second
-def test_a_killed_run_goes_on_to_the_same_bits(fn_args, tmp_path, step):
-    whole = fn_args(folder=tmp_path / "whole")
-    run_fn(whole)
+def test_a_killed_run_goes_on_to_the_same_bits(whole, fn_args, tmp_path, step):
     args = fn_args(folder=tmp_path / "killed")
     (tmp_path / "args.pickle").write_bytes(pickle.dumps(args))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -316,7 +320,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(fn_args, tmp_path, step):
     with progress.listening(lambda event, values: steps.append(values["step"])):
         run_fn(args)
     assert min(steps) > step - 2  # went on from the checkpoint, not from the start
-    assert_same_weights(tmp_path / "whole" / "export", tmp_path / "killed" / "export")
+    assert_same_weights(Path(whole.serving_model_dir), tmp_path / "killed" / "export")
     first, second = (read_json(a.model_run_dir, "history.json") for a in (whole, args))
     timing = {"seconds", "texts_per_s"}
     assert [{k: v for k, v in e.items() if k not in timing} for e in first] == [
