@@ -192,8 +192,9 @@ def attention_in_groups(place: Layout, heads: int, groups: int = _GROUPS) -> Att
         found = []
         for to, mask, back in parts:
             query, key, value = (tf.gather(vectors, index) for index in to)  # (B, heads, L, size)
-            scores = tf.matmul(query * (1.0 / math.sqrt(size)), key, transpose_b=True)
-            weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + mask), value.dtype)  # (B, heads, L, L)
+            scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)  # (B, heads, L, L)
+            # In this order TensorFlow makes one kernel of product, scale and mask, where all is float32.
+            weights = tf.cast(tf.nn.softmax(scores * (1.0 / math.sqrt(size)) + mask), value.dtype)
             context = tf.reshape(tf.matmul(weights, value), [-1, size])
             found.append(tf.reshape(tf.gather(context, back), [-1, heads * size]))
         return tf.concat(found, 0)
