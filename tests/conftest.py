@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.environment import spare_the_collector
+
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_HOME", os.devnull)
-gc.set_threshold(50_000, 20, 100)  # as pipeline.environment.spare_the_collector, for as many objects
+spare_the_collector()
 
 # What starts a model server, a Beam run or a whole training run is no unit test: `make check` leaves it out.
 SERVERS = {"serve", "spawn"}

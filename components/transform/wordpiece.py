@@ -68,7 +68,7 @@ class WordPiece(tf.Module):
         self.lower_case = lower_case
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = map(tokens.index, ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
         rules = load_rules()
-        self._model = _engine_model(tuple(tokens), self.unk_id)
+        self._model = _engine_model(tuple(tokens))
         self._rewrite = Rewriter(rules, lower_case=lower_case)
         self._plain_patterns = plain_patterns(rules, lower_case=lower_case)
 
@@ -140,13 +140,12 @@ class WordPiece(tf.Module):
 
 
 @lru_cache(maxsize=4)
-def _engine_model(tokens: tuple[str, ...], unk_id: int) -> np.ndarray:
+def _engine_model(tokens: tuple[str, ...]) -> np.ndarray:
     """The engine's automaton, uint8 [bytes]; kept, for one process traces a tokeniser many times over."""
     known = engine_vocabulary(tokens, load_rules())
-    longest = MAX_WORD_CHARS * _MAX_UTF8_BYTES
-    return np.frombuffer(
-        model_builder.build_fast_wordpiece_model(known, longest, SUFFIX, known[unk_id], False, False), np.uint8
-    )
+    longest, unknown = MAX_WORD_CHARS * _MAX_UTF8_BYTES, known[tokens.index("[UNK]")]
+    model = model_builder.build_fast_wordpiece_model(known, longest, SUFFIX, unknown, False, False)
+    return np.frombuffer(model, np.uint8)
 
 
 def _kept(lengths: list[tf.Tensor], room: int) -> list[tf.Tensor]:
