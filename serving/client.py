@@ -56,7 +56,7 @@ class Client:
 
     def __init__(self, target: str, model_name: str, options: Options = DEFAULTS, **overrides: Any):
         self._options = Options(**{**vars(options), **overrides}) if overrides else options
-        self._target, self._model_name = target, model_name
+        self._target, self._model_name, self._closed = target, model_name, False
         credentials = channel_credentials(self._options)
         arguments = channel_options(self._options)
         self._channel = (
@@ -118,7 +118,7 @@ class Client:
                 return method(message, timeout=left, metadata=metadata(self._options))
             except grpc.RpcError as cause:
                 error = translate(cause, self._target)
-                pause = next_pause_s(error, attempt, self._options, end)
+                pause = None if self._closed else next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None  # the cause's debug text adds nothing that a user can act on
                 time.sleep(pause)
@@ -130,6 +130,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the channel; calls under way fail."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Client:

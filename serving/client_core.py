@@ -39,6 +39,9 @@ _ERRORS: dict[Code, type[ClientError]] = {
     Code.PERMISSION_DENIED: AuthenticationError,
     Code.RESOURCE_EXHAUSTED: OverloadedError,
     Code.UNAVAILABLE: UnavailableError,
+    # Not by this client: a server that stops drops what it had received and not yet begun (gRPC's core,
+    # `Server::ShutdownAndNotify`), and after its grace time what it had.
+    Code.CANCELLED: UnavailableError,
     Code.DEADLINE_EXCEEDED: DeadlineError,
 }
 # No answer, for want of a connection or of room. A classifier keeps no state, so that asking again is safe even if the

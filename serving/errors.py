@@ -8,7 +8,7 @@ ServingError
     ├── ModelNotFoundError    no such model, version or label is being served
     ├── AuthenticationError   missing or wrong credentials
     ├── OverloadedError       refused at once because the server is full: send it later
-    ├── UnavailableError      no server answered
+    ├── UnavailableError      no server answered, or it stopped before it did
     ├── DeadlineError         no answer within the deadline
     └── ServerError           the server or the model failed
 
@@ -105,7 +105,7 @@ class OverloadedError(ClientError):
 
 
 class UnavailableError(ClientError):
-    """No server answered at the target."""
+    """No server answered at the target, or it stopped before it answered."""
 
 
 class DeadlineError(ClientError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -34,12 +35,16 @@ _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+_HEALTH = "/grpc.health.v1.Health/"
 _NO_DEADLINE_S = 1e9
 # A connection that does not speak HTTP/2 is closed after so long, and one without a call after the second.
 _HANDSHAKE_MS = 20_000
 _IDLE_MS = 600_000
 # Beyond the inference slots: threads for health, status and reload, and for saying no.
 _SPARE_THREADS = 8
+# How long a server that stops says no: until nobody has asked for the first, and at most the second.
+_QUIET_S = 0.1
+_FAREWELL_S = 1.0
 
 
 def _call(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
@@ -161,6 +166,35 @@ class Health:
         self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
+class Farewell(grpc.ServerInterceptor):
+    """Refuses new calls, health aside, before gRPC stops.
+
+    gRPC's core drops what it has received and not yet handed on when a server stops (`Server::ShutdownAndNotify`); the
+    client reads `CANCELLED`, which few retry. Busy clients are therefore told `UNAVAILABLE` first.
+    """
+
+    def __init__(self) -> None:
+        self._begun, self._asked = False, 0.0
+        self._refuse = grpc.unary_unary_rpc_method_handler(self._abort)
+
+    @staticmethod
+    def _abort(request: Any, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if not self._begun or details.method.startswith(_HEALTH):
+            return continuation(details)
+        self._asked = time.monotonic()
+        return self._refuse
+
+    def say(self) -> None:
+        """Refuses from now on; returns when no client asks any more, or after a second."""
+        self._asked = begin = time.monotonic()
+        self._begun = True
+        while (now := time.monotonic()) - self._asked < _QUIET_S and now - begin < _FAREWELL_S:
+            time.sleep(_QUIET_S / 10)
+
+
 class _BearerTokens(grpc.ServerInterceptor):
     """Refuses calls without an accepted token; health stays open, for probes cannot send one."""
 
@@ -173,7 +207,7 @@ class _BearerTokens(grpc.ServerInterceptor):
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
-        if details.method.startswith("/grpc.health.v1.Health/"):
+        if details.method.startswith(_HEALTH):
             return continuation(details)
         sent = dict(details.invocation_metadata or ()).get("authorization", "")
         if token_accepted(sent, self._tokens):
@@ -206,6 +240,7 @@ def channel_arguments(text: str) -> list[tuple[str, int | str]]:
 def make_server(
     service: InferenceService,
     health_check: Health,
+    farewell: Farewell,
     threads: int,
     max_message_bytes: int,
     max_connections: int,
@@ -215,6 +250,7 @@ def make_server(
     """A gRPC server with all services, not yet listening.
 
     Args:
+        farewell: what `stop` is to be preceded by.
         threads: inference requests at once; the service itself refuses more.
         max_message_bytes: largest request.
         max_connections: open connections; gRPC closes further ones as they come.
@@ -223,7 +259,7 @@ def make_server(
     """
     server = grpc.server(
         futures.ThreadPoolExecutor(threads + _SPARE_THREADS, thread_name_prefix="grpc"),
-        interceptors=[_BearerTokens(tokens)] if tokens else [],
+        interceptors=[farewell, *([_BearerTokens(tokens)] if tokens else [])],
         # What arrives beyond this is refused by gRPC itself, without a thread. The service refuses earlier.
         maximum_concurrent_rpcs=2 * threads + 64,
         options=[
@@ -262,4 +298,13 @@ def credentials(ssl: Any) -> grpc.ServerCredentials:
     )
 
 
-__all__ = ["Code", "Health", "channel_arguments", "credentials", "make_server", "token_accepted", "truncated"]
+__all__ = [
+    "Code",
+    "Farewell",
+    "Health",
+    "channel_arguments",
+    "credentials",
+    "make_server",
+    "token_accepted",
+    "truncated",
+]

@@ -76,7 +76,7 @@ class ModelServer:
 
         flags = self._flags
         metrics = Metrics()
-        self._health = rpc.Health()
+        self._health, self._farewell = rpc.Health(), rpc.Farewell()
         model_config = config.model_config(flags)
         arguments = rpc.channel_arguments(flags.grpc_channel_arguments)
         tokens = _read_tokens(flags.bearer_tokens_file)
@@ -130,6 +130,7 @@ class ModelServer:
         self._grpc = rpc.make_server(
             service,
             self._health,
+            self._farewell,
             flags.grpc_max_threads,
             flags.max_message_bytes,
             flags.max_connections,
@@ -267,6 +268,7 @@ class ModelServer:
         drain = self._flags.drain_seconds
         if self._grpc is not None:
             self._health.stopping()
+            self._farewell.say()
             stopped = self._grpc.stop(drain)  # begins at once, and meanwhile REST does the same
             if self._rest is not None:
                 self._rest.stop(drain)

@@ -134,8 +134,9 @@ def scripted():
         one.server.stop(None).wait()
 
 
-OK, FULL, NOWHERE, BROKEN = (
-    grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL,
+OK, FULL, NOWHERE, DROPPED, BROKEN = (
+    grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
 )  # fmt: skip
 
 
@@ -144,6 +145,7 @@ OK, FULL, NOWHERE, BROKEN = (
     ("codes", "calls", "outcome"),
     [
         ([FULL, NOWHERE, OK], 3, "yes"), ([FULL] * 4, 3, OverloadedError), ([NOWHERE] * 4, 3, UnavailableError),
+        ([DROPPED, OK], 2, "yes"), ([DROPPED] * 4, 3, UnavailableError),
         ([BROKEN, OK], 1, ServerError), ([grpc.StatusCode.INVALID_ARGUMENT, OK], 1, InvalidRequestError),
         ([grpc.StatusCode.DEADLINE_EXCEEDED, OK], 1, DeadlineError),
         ([grpc.StatusCode.UNAUTHENTICATED, OK], 1, AuthenticationError),
@@ -170,6 +172,22 @@ def test_only_a_full_server_or_none_is_asked_again(scripted, asynchronous, codes
             ask()
         assert type(caught.value) is outcome
     assert server.calls == calls
+
+
+def test_a_closed_client_asks_no_more(scripted):
+    """gRPC tells a call of a channel that is closed meanwhile by the code that it has for one that a server dropped."""
+    server = scripted([OK, OK], 2)  # the answer waits for a second request
+    client = Client(server.target, "m", Options(retry=Retry(attempts=3, initial_s=0.001)))
+    with futures.ThreadPoolExecutor() as pool:
+        asked = pool.submit(client.predict, ["a"])
+        with Client(server.target, "m") as other:
+            while not server.under_way:
+                time.sleep(0.005)
+            client.close()
+            with pytest.raises(UnavailableError):
+                asked.result(30)
+            other.predict(["a"])  # lets the first one go
+    assert server.calls == 2
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from serving.client import Client
-from serving.client_core import PREDICT_METHOD
+from serving.client_core import PREDICT_METHOD, STATUS_METHOD, status_request
 
 WEIGHT_MB = 40
+CLIENTS = 24
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,35 @@ def test_sigterm_lets_requests_be_answered_and_refuses_new_ones(
     thread.join()
     assert over_rest == [200]
     assert process.popen.wait(60) == 0
+
+
+def test_clients_of_any_make_are_told_that_the_server_is_unavailable_when_it_stops(spawn, toys):
+    """Not that their call was cancelled, which gRPC's core makes of those that it has not yet handed on."""
+    process = spawn(f"--model_base_path={toys.text}", "--model_name=m")
+    request = status_request("m").SerializeToString()
+    codes, asking = collections.Counter(), threading.Barrier(CLIENTS + 1)
+
+    def ask(number: int) -> None:
+        options = [("grpc.channel_id", number), ("grpc.enable_retries", 0)]
+        with grpc.insecure_channel(process.target, options) as channel:
+            status = channel.unary_unary(STATUS_METHOD)
+            status(request, timeout=30)
+            asking.wait(60)
+            try:
+                while True:
+                    status(request, timeout=30)
+            except grpc.RpcError as error:
+                codes[error.code()] += 1
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    asking.wait(60)
+    time.sleep(0.2)
+    assert process.stop() == 0
+    for thread in threads:
+        thread.join()
+    assert codes == {grpc.StatusCode.UNAVAILABLE: CLIENTS}
 
 
 # === Fuzz ===
