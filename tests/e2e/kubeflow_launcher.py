@@ -8,6 +8,7 @@ resources and volumes are not looked at.
 import json
 import subprocess
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Launcher:
                 del tasks[name]
         return done
 
-    def run(self, until: str | None = None, fresh: tuple[str, ...] = (), **given: object) -> Run:
+    def run(self, until: str | None = None, fresh: Collection[str] = (), **given: object) -> Run:
         """Args: until: the last task; fresh: tasks run as processes of their own; given: run-time parameters."""
         run, run_id, failed = Run(), uuid.uuid4().hex, set()
         for name in self.order():

@@ -49,8 +49,8 @@ def compile_for(project, *overrides: str):
 
 @pytest.fixture(scope="module")
 def first(compiled):
-    """The first run; two of its tasks as processes of their own, as in containers."""
-    return compiled.run(fresh=("resolve", "schema"))
+    """The first run, each task a process of its own, as in containers."""
+    return compiled.run(fresh=compiled.order())
 
 
 def test_every_container_does_its_work_and_one_version_is_pushed(project, compiled, first) -> None:
