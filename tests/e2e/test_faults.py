@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +27,24 @@ def small_disk(project) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(project.root)], check=True)
 
 
-def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_disk: Path) -> None:
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pipeline root stays when its small disk goes."""
+    return tmp_path_factory.mktemp("kept") / "root"
+
+
+@pytest.fixture
+def pushed(project, kept: Path) -> int:
+    """The version that is there: that of the small disk, where it was tried."""
+    if kept.exists():
+        shutil.copytree(kept, project.root, dirs_exist_ok=True)
+        shutil.rmtree(kept)
+    done = project.run()
+    assert done.status == 0, done.stderr
+    return done.json["version"]
+
+
+def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_disk: Path, kept: Path) -> None:
     refused = project.run()
     assert refused.status == 1
     assert "retention.min_free_mb = 512; nothing was started" in refused.stderr
@@ -41,11 +59,10 @@ def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_dis
     assert project.versions == [done.json["version"]]
     with contextlib.closing(sqlite3.connect(small_disk / "metadata.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    shutil.copytree(small_disk, kept)
 
 
-def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(project) -> None:
-    first = project.run()
-    assert first.status == 0, first.stderr
+def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(project, pushed: int) -> None:
     other = "evaluation.gates=[{ metric = 'accuracy', min = 0.1 }]"
     database = project.root / "metadata.sqlite"
     code = (
@@ -65,9 +82,9 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
             holder.kill()
     assert held.status == 1
     assert "metadata.sqlite: another process holds it" in held.stderr
-    assert [run["version"] for run in told.json["runs"]] == [first.json["version"], None], told.stderr
+    assert [run["version"] for run in told.json["runs"]][-2:] == [pushed, None], told.stderr
     assert "Traceback" not in held.stderr
-    assert project.versions == [first.json["version"]]
+    assert project.versions == [pushed]
     after = project.run(other)
     assert after.status == 0, after.stderr
     copies = sorted((project.root / "backups").iterdir())

@@ -1,5 +1,5 @@
-"""To its last step on Beam through a portable job server, as on Flink or Spark, and the data's steps by Beam in many
-processes: the same artifacts as in this process."""
+"""To its last step on Beam through a portable job server, as on Flink or Spark; Transform by Beam in many processes:
+the same artifacts as in this process."""
 
 import gzip
 import hashlib
@@ -42,17 +42,17 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait(30)
 
 
-def run(project, name: str, *overrides: str, to: str = "push") -> dict:
+def run(project, name: str, *overrides: str, options: tuple[str, ...] = ()) -> dict:
     """A run on a root of its own; the folders of its newest artifacts by step and output."""
     root = project.folder / name
-    argv = ["run", str(project.config), "--to", to, "--json"]
+    argv = ["run", str(project.config), "--json", *options]
     quick = ("training.epochs=1", "evaluation.bootstrap_samples=0")
     for value in (f"paths.root={root}", *quick, *overrides):
         argv += ["--set", value]
     project.start(argv)
     done = project.wait()
     assert done.status == 0, done.stderr
-    assert done.json["status"] == ("pushed" if to == "push" else "partial")
+    assert done.json["status"] == ("partial" if options else "pushed")
     found = {}
     for output in (root / "artifacts").glob("*/*"):
         executions = sorted((path for path in output.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -69,8 +69,10 @@ def direct(project) -> dict:
 
 @pytest.fixture(scope="module")
 def processes(project) -> dict:
-    """The data's steps in many processes."""
-    return run(project, "processes", "beam.mode=multi_processing", "beam.workers=2", to="transform")
+    """Transform in many processes, of examples that were made in this one."""
+    run(project, "processes", options=("--to", "data_gate"))
+    many = ("beam.mode=multi_processing", "beam.workers=2")
+    return run(project, "processes", *many, options=("--from", "transform", "--to", "transform"))
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +80,6 @@ def portable(project, job_server: str) -> dict:
     """The run by the job server, whose workers call back to this process."""
     flags = ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
     return run(project, "portable", f"beam.pipeline_args={json.dumps(flags)}")
-
-
-@pytest.fixture(scope="module", params=["processes", "portable"])
-def elsewhere(request: pytest.FixtureRequest) -> dict:
-    return request.getfixturevalue(request.param)
 
 
 def records(folder: Path) -> dict[str, list[str]]:
@@ -103,27 +100,33 @@ def records(folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("artifact", "rows"), [(("examples", "examples"), 600), (("transform", "transformed_examples"), 600)]
-)
-def test_examples_are_the_same(direct: dict, elsewhere: dict, artifact: tuple[str, str], rows: int) -> None:
-    one, other = (records(run["artifacts"][artifact]) for run in (direct, elsewhere))
-    assert len(one["Split-train"]) == rows
+    ("there", "artifact"),
+    [
+        ("portable", ("examples", "examples")), ("portable", ("transform", "transformed_examples")),
+        ("processes", ("transform", "transformed_examples")),
+    ],
+)  # fmt: skip
+def test_examples_are_the_same(
+    direct: dict, request: pytest.FixtureRequest, there: str, artifact: tuple[str, str]
+) -> None:
+    one, other = (records(run["artifacts"][artifact]) for run in (direct, request.getfixturevalue(there)))
+    assert len(one["Split-train"]) == 600
     assert one == other
 
 
-def test_statistics_and_schema_are_the_same(direct: dict, elsewhere: dict) -> None:
+def test_statistics_and_schema_are_the_same(direct: dict, portable: dict) -> None:
     for split in ("train", "eval", "test"):
         one, other = (
             statistics_pb2.DatasetFeatureStatisticsList.FromString(
                 (run["artifacts"]["statistics", "statistics"] / f"Split-{split}" / "FeatureStats.pb").read_bytes()
             )
-            for run in (direct, elsewhere)
+            for run in (direct, portable)
         )
         for found in (one, other):
             found.datasets[0].features.sort(key=lambda feature: feature.path.step[0])
         assert len(one.datasets[0].features) > 3
         assert one == other
-    schemas = [(run["artifacts"]["schema", "schema"] / "schema.pbtxt").read_text() for run in (direct, elsewhere)]
+    schemas = [(run["artifacts"]["schema", "schema"] / "schema.pbtxt").read_text() for run in (direct, portable)]
     assert schemas[0] == schemas[1]
 
 
