@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_text  # noqa: F401  registers the ops that a text model's graph holds
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as tf_session
@@ -41,6 +42,21 @@ _SAFE_MESSAGE = re.compile(
 )
 
 Feeds = Mapping[str, np.ndarray]  # tensor name → value
+
+
+def _register_text_ops() -> None:
+    """Loads TF Text's op libraries, all that a text model's graph needs of it; the package itself imports Keras."""
+    spec = importlib.util.find_spec("tensorflow_text")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("tensorflow_text is not installed; the server needs its ops")
+    libraries = sorted(Path(spec.submodule_search_locations[0]).glob("python/*/_*.so"))
+    if not libraries:
+        raise ImportError(f"{spec.submodule_search_locations[0]}: TF Text's op libraries are not where they were")
+    for library in libraries:
+        tf.load_op_library(str(library))
+
+
+_register_text_ops()
 
 
 class Runner(Protocol):

@@ -312,6 +312,9 @@ def _freeze_imports() -> None:
     loaded later, and stay collectable.
     """
     gc.disable()
+    # TensorFlow imports one of these with itself if it can. None is needed here, and each costs seconds and 100 MB.
+    for name in ("keras", "tf_keras"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     import serving.rpc
     import serving.service  # noqa: F401
 
@@ -337,9 +340,7 @@ def main(argv: Sequence[str]) -> int:
     except StartError as error:
         print(error, file=sys.stderr)
         return 2
-    # Both are read when TensorFlow is imported: Keras is not needed here and costs seconds; of the C++ log,
-    # errors: the warning of an op that fails holds what it was fed.
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    # Of TensorFlow's C++ log, errors: the warning of an op that fails holds what it was fed.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     server = ModelServer(flags)

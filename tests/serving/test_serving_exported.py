@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -160,3 +162,16 @@ def test_a_sequential_keras_model_is_served(serve, tmp_path, distributed):
     (output,) = response.outputs.values()
     assert list(output.float_val) == [3.0, 4.0]
     assert response.model_spec.version.value == 123
+
+
+@pytest.mark.slow
+def test_the_server_does_without_keras_and_tf_text_s_package():
+    """Seconds and a hundred megabytes of each server; a text model's ops are there all the same."""
+    code = (
+        "import sys, serving.server; serving.server._freeze_imports(); import tensorflow as tf; "
+        "from tensorflow.python.framework import op_def_registry; "
+        "assert op_def_registry.get('NormalizeUTF8') and op_def_registry.get('FastWordpieceTokenizeWithOffsets'); "
+        "print(*[name for name in ('keras', 'tf_keras', 'tensorflow_text', 'pandas') if sys.modules.get(name)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr[-2000:]
