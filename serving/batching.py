@@ -48,6 +48,7 @@ class _Task:
     done: Done
     queued: bool = True
     counted: bool = False
+    passed_over: bool = False  # a batch has gone without it
     longest: int = 0  # tokens of the longest row; 0 where they are not counted
     tokens: int = 0
     enqueued: float = field(default_factory=time.monotonic)
@@ -65,9 +66,14 @@ class _Batch:
     full: bool = False
 
     def fill(self, waiting: Sequence[_Task]) -> None:
-        """Takes the oldest task, and then those whose texts are nearest to it in length."""
+        """Takes the oldest task, and then those whose texts are nearest to it in length, such as were passed over
+        first: else a full queue lets a text of rare length wait for batch after batch."""
         oldest = waiting[0]
-        for task in sorted(waiting, key=lambda t: abs(t.longest - oldest.longest)):  # of equal ones the older first
+
+        def turn(task: _Task) -> tuple[bool, bool, int]:
+            return task is not oldest, not task.passed_over, abs(task.longest - oldest.longest)
+
+        for task in sorted(waiting, key=turn):  # of equal ones the older first
             self._offer(task)
             if self.full:
                 return
@@ -262,6 +268,8 @@ class Batcher:
                         self._changed.wait(left)
                     continue
                 self._remove(batch.tasks)
+                for task in counted:
+                    task.passed_over = True
             alive = self._alive(batch.tasks)
             if alive:
                 return alive

@@ -194,6 +194,35 @@ def test_a_long_text_does_not_make_short_ones_pay(busy, eventually):
     assert metrics.padded_tokens.value("m") == 5 * 25 + 500
 
 
+def test_texts_that_a_batch_has_left_behind_go_before_newcomers(eventually):
+    """Though a newcomer is nearer to the oldest one in length: no text may wait for batch after batch."""
+    gate, batches = threading.Event(), []
+
+    class Arriving:
+        def run(self, feeds, fetches, call):
+            batches.append(feeds["x"].ravel().tolist())
+            if batches[-1] == [0.0]:
+                assert gate.wait(60)
+            elif batches[-1] == [20.0, 21.0]:
+                ask(41.0)
+            return [feeds["x"]]
+
+        def close(self) -> None: ...
+
+    def ask(value: float) -> None:
+        batcher.start(column(value), ["y"], Call(), lambda values, error: None)
+
+    options = BatchingOptions(max_batch_size=2, num_threads=1)
+    batcher = Batcher(Arriving(), options, lambda feeds: feeds["x"].astype(int).ravel())
+    ask(0.0)
+    eventually(lambda: batches == [[0.0]])
+    for value in (20.0, 40.0, 30.0, 21.0):
+        ask(value)
+    gate.set()
+    batcher.close()
+    assert batches == [[0.0], [20.0, 21.0], [40.0, 30.0], [41.0]]
+
+
 def test_a_batch_keeps_within_its_tokens(busy, eventually):
     runner, batcher, crowd, _ = busy(lambda feeds: feeds["x"].astype(int), max_batch_size=64, max_tokens=1000)
     for i in range(5):
