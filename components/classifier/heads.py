@@ -135,6 +135,9 @@ class Head(keras.layers.Layer):
             )  # fmt: skip
             self.score = keras.layers.Dense(1, use_bias=False, name="score", dtype=policy)
 
+    def build(self, _: Any = None) -> None:
+        """Every layer is built as the first call comes to it; without this, Keras would trace that call for it."""
+
     def call(self, hidden: Tensor, batch: Batch, training: bool = False) -> Tensor:
         place = layout(batch)
         windows = batch.get("text_of_row")  # where long texts are several rows (components.encoder.windows)

@@ -54,6 +54,9 @@ class TextClassifier(keras.Model):
             kernel_initializer=keras.initializers.VarianceScaling(config.output_scale**2, "fan_avg", "uniform"),
         )  # fmt: skip
 
+    def build(self, _: Any = None) -> None:
+        """Every layer is built as the first call comes to it; without this, Keras would trace that call for it."""
+
     def call(self, batch: Batch, training: bool = False, frozen: int | None = None) -> Tensor:
         batch = batch if self.windows is None else self.windows.split(batch)
         x = self.encoder(batch, training=training, frozen=frozen)  # (T, H)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from tensorflow.core.protobuf import saved_model_pb2
 from components import progress
 from components.errors import CheckpointError, ConfigError
 from components.export.paths import float32_dir
-from components.trainer import export
+from components.trainer import export, loop
 from components.trainer.run_fn import run_fn
 from components.transform.keys import text_key
 from components.transform.vocab_file import read_tokens
 from pipeline.predict import Predictor
 
 ROOT = Path(__file__).parents[3]
+EPOCHS = {"epochs": 6, "patience": 6}  # of the run that several tests look at
 
 
 def read_json(folder, name):
@@ -53,12 +55,25 @@ def raw_example(**features):
 @pytest.fixture(scope="module")
 def ran(make_fn_args, tmp_path_factory):
     """One finished run: its FnArgs and its progress reports."""
-    args = make_fn_args(folder=tmp_path_factory.mktemp("ran"), training={"epochs": 6, "patience": 6})
+    args = make_fn_args(folder=tmp_path_factory.mktemp("ran"), training=EPOCHS)
     reports = []
     with pytest.MonkeyPatch.context() as patch, progress.listening(lambda *report: reports.append(report)):
         patch.setattr(export, "_CHUNK_TOKENS", 20)  # so that a few texts already make several chunks
         run_fn(args)
     return args, reports
+
+
+@pytest.fixture(scope="module")
+def predictor(ran):
+    """That run's export, loaded."""
+    args, _ = ran
+    return Predictor(Path(args.serving_model_dir))
+
+
+@pytest.fixture(scope="module")
+def signatures(predictor):
+    """Of that export."""
+    return predictor._model.signatures
 
 
 def test_a_run_learns_writes_its_account_and_removes_its_checkpoint(ran):
@@ -102,6 +117,15 @@ def test_tensorboard_shows_the_losses_rates_and_metrics_of_the_run(ran):
     assert max(rates) <= 0.01
 
 
+@pytest.fixture(scope="module")
+def calibrated(make_fn_args, tmp_path_factory):
+    """A run on pairs whose probabilities are calibrated: its FnArgs, and the signatures of its export."""
+    training = {"calibration": "temperature", "epochs": 5, "learning_rate": 0.05}
+    args = make_fn_args(tmp_path_factory.mktemp("calibrated"), pairs=True, training=training)
+    run_fn(args)
+    return args, tf.saved_model.load(args.serving_model_dir).signatures
+
+
 @pytest.mark.parametrize(
     ("task", "pairs"),
     [
@@ -110,10 +134,13 @@ def test_tensorboard_shows_the_losses_rates_and_metrics_of_the_run(ran):
         pytest.param("binary", True, marks=pytest.mark.slow),
     ],
 )
-def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, pairs):
-    args = fn_args(task, pairs)
-    run_fn(args)
-    signatures = tf.saved_model.load(args.serving_model_dir).signatures
+def test_the_export_answers_raw_strings_as_the_trained_model_did(request, fn_args, task, pairs):
+    if task == "multiclass":
+        args, signatures = request.getfixturevalue("calibrated")
+    else:  # the task is in what comes after the encoder
+        args = fn_args(task, pairs, encoder={"num_hidden_layers": 0}, training={"epochs": 1})
+        run_fn(args)
+        signatures = tf.saved_model.load(args.serving_model_dir).signatures
     assert set(signatures) == {
         "serving_default", "serialized_examples", "classify", "tokens", "explain", "transform_features",
     }  # fmt: skip
@@ -164,21 +191,19 @@ def test_the_export_answers_raw_strings_as_the_trained_model_did(fn_args, task, 
     assert none["parts"].shape == (0, len(labels), 5)
 
 
-@pytest.mark.slow
-def test_the_export_is_calibrated_as_the_summary_says(fn_args, eval_rows):
-    args = fn_args(training={"calibration": "temperature", "epochs": 5, "learning_rate": 0.05})
-    run_fn(args)
+def test_the_export_is_calibrated_as_the_summary_says(calibrated, eval_rows):
+    args, signatures = calibrated
     found = read_json(args.model_run_dir, "summary.json")["calibration"]
     assert found["temperature"] != 1
     assert found["loss_after"] < found["loss_before"]
-    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
-    rows = eval_rows()
-    answer = serve(text=tf.constant([row["text"][0] for row in rows]))
+    rows = eval_rows(pairs=True)
+    columns = {name: tf.constant([row[name][0] for row in rows]) for name in ("text", "text_pair")}
+    answer = signatures["serving_default"](**columns)
     true = answer["classes"].numpy() == np.array([row["label"] for row in rows])
     assert -np.log(answer["probabilities"].numpy()[true]).mean() == pytest.approx(found["loss_after"], abs=1e-5)
 
 
-def test_check_json_holds_the_trained_models_own_answers(ran):
+def test_check_json_holds_the_trained_models_own_answers(ran, signatures):
     args, _ = ran
     check = read_json(args.model_run_dir, "check.json")
     assert set(check) == {"split", "keys", "probabilities"}
@@ -198,20 +223,18 @@ def test_check_json_holds_the_trained_models_own_answers(ran):
     texts = ["", *[" ".join([text] * n) for n in range(1, 11)]]
     shared = [t for t in texts if int(text_key(tf.constant([t]), None)[0]) in by_key]
     assert shared
-    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
-    found = serve(text=tf.constant(shared))["probabilities"].numpy()
+    found = signatures["serving_default"](text=tf.constant(shared))["probabilities"].numpy()
     expected = [by_key[int(text_key(tf.constant([t]), None)[0])] for t in shared]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_explanation_is_of_the_texts_own_words_by_label(ran):
+def test_an_explanation_is_of_the_texts_own_words_by_label(ran, predictor, signatures):
     args, _ = ran
-    predictor = Predictor(Path(args.serving_model_dir))
     carried = [token.decode() for token in predictor._model.vocabulary().numpy()]
     assert carried == read_tokens(args.custom_config["vocab_file"])
     texts = ["h ae h", "", "bd bd ce"]
     told = predictor.ngrams(texts)
-    explain = tf.saved_model.load(args.serving_model_dir).signatures["explain"]
+    explain = signatures["explain"]
     together = explain(text=tf.constant(texts))
     for row, text in enumerate(texts):
         alone = explain(text=tf.constant([text]))
@@ -236,9 +259,8 @@ def test_the_encoder_stands_in_the_graph_once(ran):
     assert operations.count("FusedBatchNormV3") == 3  # the norms of the embeddings and of one layer, of several texts
 
 
-def test_transform_features_gives_labels_and_lengths_for_evaluation(ran):
-    args, _ = ran
-    features = tf.saved_model.load(args.serving_model_dir).signatures["transform_features"]
+def test_transform_features_gives_labels_and_lengths_for_evaluation(signatures):
+    features = signatures["transform_features"]
     found = features(examples=tf.constant([raw_example(text="a b", label="HIGH"), raw_example(text="", label="LOW")]))
     assert {name: value.numpy().tolist() for name, value in found.items()} == {
         "label": [2, 0],
@@ -259,9 +281,8 @@ def test_classify_has_tensorflow_servings_method_name(ran):
     assert not operations & {"PyFunc", "EagerPyFunc", "PyFuncStateless"}
 
 
-def test_long_and_short_texts_together_are_answered_in_chunks_alike(ran):
-    args, _ = ran
-    serve = tf.saved_model.load(args.serving_model_dir).signatures["serving_default"]
+def test_long_and_short_texts_together_are_answered_in_chunks_alike(signatures):
+    serve = signatures["serving_default"]
     texts = ["a", "", "c " * 40, "b c", "d " * 9, "h " * 12, "a b c"]
     together = serve(text=tf.constant(texts))["probabilities"].numpy()
     alone = np.concatenate([serve(text=tf.constant([text]))["probabilities"].numpy() for text in texts])
@@ -269,24 +290,16 @@ def test_long_and_short_texts_together_are_answered_in_chunks_alike(ran):
     assert serve(text=tf.constant([], tf.string))["probabilities"].shape == (0, 3)
 
 
-@pytest.fixture(scope="module")
-def whole(make_fn_args, tmp_path_factory):
-    """The arguments of a run that nothing disturbed."""
-    args = make_fn_args(tmp_path_factory.mktemp("whole"))
-    run_fn(args)
-    return args
-
-
-def test_two_runs_with_one_seed_are_the_same_to_the_bit(whole, fn_args, tmp_path):
-    run_fn(fn_args())
-    assert_same_weights(Path(whole.serving_model_dir), tmp_path / "export")
+def test_two_runs_with_one_seed_are_the_same_to_the_bit(ran, fn_args, weights_alone, tmp_path):
+    run_fn(fn_args(training=EPOCHS))
+    assert_same_weights(ran[0].serving_model_dir, tmp_path / "export")
 
 
 @pytest.mark.slow
-def test_another_seed_gives_another_model(whole, fn_args, tmp_path):
-    run_fn(fn_args(training={"seed": 2}))
+def test_another_seed_gives_another_model(ran, fn_args, weights_alone, tmp_path):
+    run_fn(fn_args(training={**EPOCHS, "seed": 2}))
     with pytest.raises(AssertionError):
-        assert_same_weights(Path(whole.serving_model_dir), tmp_path / "export")
+        assert_same_weights(ran[0].serving_model_dir, tmp_path / "export")
 
 
 _KILLED = """
@@ -297,9 +310,12 @@ from components.trainer.run_fn import run_fn
 
 loop._REPORT_SECONDS = 0.0
 args = pickle.load(open(sys.argv[1], "rb"))
+steps = []
 
 def kill(event, values):
+    steps.append(values["step"])
     if values["step"] == int(sys.argv[2]):
+        print(steps[0], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 with progress.listening(kill):
@@ -308,19 +324,22 @@ with progress.listening(kill):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [5, 8])  # inside the first epoch, inside the second
-def test_a_killed_run_goes_on_to_the_same_bits(whole, fn_args, tmp_path, step):
-    args = fn_args(folder=tmp_path / "killed")
+def test_a_run_killed_twice_goes_on_to_the_same_bits(ran, fn_args, weights_alone, every_step, tmp_path):
+    whole, _ = ran
+    args = fn_args(folder=tmp_path / "killed", training=EPOCHS)
     (tmp_path / "args.pickle").write_bytes(pickle.dumps(args))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", _KILLED, str(tmp_path / "args.pickle"), str(step)]
-    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    # Inside the first epoch and inside the second; each goes on from the checkpoint before, not from the start.
+    for step, first in ((5, 1), (8, 5)):
+        command = [sys.executable, "-c", _KILLED, str(tmp_path / "args.pickle"), str(step)]
+        killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+        assert int(killed.stdout.split()[-1]) == first
     steps = []
     with progress.listening(lambda event, values: steps.append(values["step"])):
         run_fn(args)
-    assert min(steps) > step - 2  # went on from the checkpoint, not from the start
-    assert_same_weights(Path(whole.serving_model_dir), tmp_path / "killed" / "export")
+    assert min(steps) == 7
+    assert_same_weights(whole.serving_model_dir, tmp_path / "killed" / "export")
     first, second = (read_json(a.model_run_dir, "history.json") for a in (whole, args))
     timing = {"seconds", "texts_per_s"}
     assert [{k: v for k, v in e.items() if k not in timing} for e in first] == [
@@ -328,20 +347,41 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, fn_args, tmp_path, step):
     ]
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(fn_args, tmp_path):
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(make_fn_args, tmp_path_factory):
+    """The folder of checkpoints of a run that was stopped at its third step."""
 
     def stop(event, values):
+        if values["step"] == 3:
+            raise Stop
+
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_REPORT_SECONDS", 0.0)
+        with pytest.raises(Stop), progress.listening(stop):
+            run_fn(make_fn_args(folder))
+    return folder / "checkpoints"
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(checkpoints, fn_args, every_step, tmp_path):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    steps = []
+
+    def stop(event, values):
+        steps.append(values["step"])
         raise Stop
 
-    with pytest.raises(Stop), progress.listening(stop):
-        run_fn(fn_args(training={"checkpoint_steps": 1}))
-    run_fn(fn_args(training={"learning_rate": 0.02}))
-    assert read_json(tmp_path / "run", "summary.json")["epochs"] == 2
+    for rate in (0.01, 0.02):
+        with pytest.raises(Stop), progress.listening(stop):
+            run_fn(fn_args(training={"learning_rate": rate}))
+    assert steps == [3, 1]
 
 
-def test_training_stops_when_the_metric_no_longer_rises_and_keeps_the_best(fn_args):
+def test_training_stops_when_the_metric_no_longer_rises_and_keeps_the_best(fn_args, weights_alone):
     args = fn_args(training={"epochs": 9, "patience": 2, "learning_rate": 1e-12})
     run_fn(args)
     summary = read_json(args.model_run_dir, "summary.json")
@@ -354,18 +394,9 @@ def test_a_text_longer_than_the_encoders_positions_is_refused_beforehand(fn_args
         run_fn(args)
 
 
-def test_a_damaged_checkpoint_is_named(fn_args, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(event, values):
-        if values["step"] >= 6:
-            raise Stop
-
-    args = fn_args()
-    with pytest.raises(Stop), progress.listening(stop):
-        run_fn(args)
+def test_a_damaged_checkpoint_is_named(checkpoints, fn_args, tmp_path):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
     (checkpoint,) = (tmp_path / "checkpoints").glob("*/checkpoint.npz")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"checkpoint\.npz"):
-        run_fn(args)
+        run_fn(fn_args())
