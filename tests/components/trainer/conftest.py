@@ -1,5 +1,6 @@
 """Small data, transformed by the real Transform function, in the layout that TFX's Trainer is given."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,26 @@ def save_weights(path, model, *_):
 def weights_alone(monkeypatch):
     """Runs export their weights and nothing else: for what looks at no answer of the export."""
     monkeypatch.setattr("components.trainer.run_fn.export", save_weights)
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """What `trained_once` keeps, by the configuration."""
+    return {}
+
+
+@pytest.fixture
+def trained_once(monkeypatch, trainings):
+    """Runs of one configuration but for `export`, which training does not look at, share one training."""
+    from components.trainer import fit
+
+    def once(config, *rest):
+        key = json.dumps({name: value for name, value in config.items() if name not in ("export", "checkpoint_dir")})
+        if key not in trainings:
+            trainings[key] = fit.fit(config, *rest)
+        return trainings[key]
+
+    monkeypatch.setattr("components.trainer.run_fn.fit", once)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def ops_of(folder):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_the_export_is_noted_with_its_own_answers_and_float32_stands_beside_it(fn_args, asked, precision):
+def test_the_export_is_noted_with_its_own_answers_and_float32_stands_beside_it(fn_args, asked, trained_once, precision):
     args = fn_args(export={"precision": precision, "tolerance": 0.015})
     run_fn(args)
     low, whole = (tf.saved_model.load(path) for path in (args.serving_model_dir, float32_dir(args.serving_model_dir)))
@@ -83,7 +83,7 @@ def assert_warm_start_gives_float32(args, expected):
     np.testing.assert_allclose(tf.nn.softmax(logits), expected, atol=1e-6)
 
 
-def test_int8_products_that_saturate_are_refused(fn_args, asked, monkeypatch):
+def test_int8_products_that_saturate_are_refused(fn_args, asked, trained_once, weights_alone, monkeypatch):
     exact = int8._product
 
     def saturating(x, layer, **options):

@@ -21,6 +21,7 @@ from components.trainer.loop import Loop
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])  # a second one's reductions would meet those of this one
 
 def examples(count, seed):
     rng = np.random.default_rng(seed)
@@ -30,7 +31,7 @@ def examples(count, seed):
     return Examples(ids, None, lengths, labels, np.arange(count))
 
 def train(replicas, folder, dropout, options):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if replicas == 2 else tf.distribute.get_strategy()
+    strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
     geometry = BertGeometry(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                             intermediate_size=8, max_position_embeddings=8, hidden_dropout_prob=dropout,
                             attention_probs_dropout_prob=dropout)
