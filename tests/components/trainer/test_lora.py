@@ -73,7 +73,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(trained, tiny_loop, cut_at, resu
 
 
 @pytest.mark.slow
-def test_the_export_has_no_more_tensors_than_without_and_answers_as_trained(fn_args, monkeypatch):
+def test_the_export_has_no_more_tensors_than_without_and_answers_as_trained(fn_args, weights_alone, monkeypatch):
     trained_models = []
     original = fit.Loop
 

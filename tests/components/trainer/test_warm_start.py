@@ -67,7 +67,7 @@ def test_model_with_more_tensors_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_live_model(make_fn_args, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_live_model(make_fn_args, weights_alone, tmp_path: Path) -> None:
     first = make_fn_args(tmp_path / "first", training={"epochs": 6, "patience": 6})
     run_fn(first)
     cold = make_fn_args(tmp_path / "cold", training={"epochs": 1, "learning_rate": 1e-6})

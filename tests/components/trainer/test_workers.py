@@ -41,7 +41,7 @@ def weights_of(folder):
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_does_and_the_chief_alone_exports(fn_args, tmp_path):
+def test_two_workers_train_what_one_does_and_the_chief_alone_exports(fn_args, weights_alone, tmp_path):
     options = {
         "encoder": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         "head": {"dropout": 0.0},
