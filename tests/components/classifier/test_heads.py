@@ -1,5 +1,6 @@
 """Every head: against NumPy written text by text, and the same answer however a batch is put together."""
 
+from dataclasses import replace
 from functools import cache
 
 import keras
@@ -32,6 +33,7 @@ GEOMETRY = BertGeometry(
     attention_probs_dropout_prob=0.0,
     initializer_range=0.5,
 )
+EMBEDDINGS = replace(GEOMETRY, num_hidden_layers=0)  # where it is the head that is looked at
 RNG = np.random.default_rng(2)
 # The shortest is [CLS] [SEP] alone, shorter than most filters.
 TEXTS = [RNG.integers(0, 30, length).astype(np.int32) for length in (2, 3, 24, 5, 2, 11, 7, 24)]
@@ -47,9 +49,9 @@ def packed(texts, pairs):
     return batch
 
 
-def classifier(kind, pairs, **settings):
+def classifier(kind, pairs, geometry=GEOMETRY, **settings):
     config = HeadConfig(kind=kind, widths=(2, 3, 4, 5), filters=(3, 4, 5, 6), dropout=0.0, dense_units=4, **settings)
-    model = build_classifier(GEOMETRY, config, "multiclass", 3, 1 + pairs, max_length=24)
+    model = build_classifier(geometry, config, "multiclass", 3, 1 + pairs, max_length=24)
     for variable in model.trainable_weights:  # no bias stays 0, no gamma 1
         variable.assign(variable.numpy() + RNG.normal(size=variable.shape, scale=0.05))
     return model
@@ -58,7 +60,7 @@ def classifier(kind, pairs, **settings):
 @cache
 def answers_of(kind, pairs):
     """A compiled classifier, and its answers to each text alone."""
-    model = classifier(kind, pairs)
+    model = classifier(kind, pairs, GEOMETRY if pairs else EMBEDDINGS)
     names = ("ids", "row_lengths", "segments") if pairs else ("ids", "row_lengths")
     signature = [{name: tf.TensorSpec([None], tf.int32) for name in names}]
     answer = tf.function(lambda batch: model(batch), input_signature=signature, autograph=False)
@@ -81,7 +83,7 @@ def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
 @pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", MARKED)
 def test_batch_statistics_do_not_depend_on_the_order(kind, pairs):
-    model = classifier(kind, pairs, batch_norm=kind != "cls")
+    model = classifier(kind, pairs, EMBEDDINGS, batch_norm=kind != "cls")
     start = [variable.numpy() for variable in model.weights]
     first = ops.convert_to_numpy(model(packed(TEXTS, pairs), training=True))
     statistics = [variable.numpy() for variable in model.weights]
@@ -254,7 +256,7 @@ def test_filters_that_only_find_negatives_pool_to_zero():
 
 
 def test_one_number_of_filters_serves_all_widths():
-    model = build_classifier(GEOMETRY, HeadConfig(widths=(2, 3), filters=(7,)), "multiclass", 3)
+    model = build_classifier(EMBEDDINGS, HeadConfig(widths=(2, 3), filters=(7,)), "multiclass", 3)
     assert [kernel.shape for kernel in model.head.stages[0].kernels] == [(16, 7), (24, 7)]
 
 
@@ -262,7 +264,7 @@ def test_output_scale_scales_the_first_output_kernel_and_nothing_else():
     kernels = []
     for scale in (1.0, 0.1):
         keras.utils.set_random_seed(3)
-        model = build_classifier(GEOMETRY, HeadConfig(filters=(3,), output_scale=scale), "multiclass", 3)
+        model = build_classifier(EMBEDDINGS, HeadConfig(filters=(3,), output_scale=scale), "multiclass", 3)
         kernels.append([model.output_dense.kernel.numpy(), model.head.stages[0].kernels[0].numpy()])
     limit = np.sqrt(6 / sum(kernels[0][0].shape))  # Glorot and Bengio 2010
     assert 0.5 * limit < np.abs(kernels[0][0]).max() <= limit
@@ -272,7 +274,7 @@ def test_output_scale_scales_the_first_output_kernel_and_nothing_else():
 
 def test_l2_adds_a_loss_for_kernels_alone():
     model = build_classifier(
-        GEOMETRY, HeadConfig(kind="multi_width", widths=(2,), filters=(3,), l2=0.1), "multiclass", 3
+        EMBEDDINGS, HeadConfig(kind="multi_width", widths=(2,), filters=(3,), l2=0.1), "multiclass", 3
     )
     kernels = [model.head.stages[0].kernels[0], model.output_dense.kernel]
     expected = sum(0.1 * np.square(kernel.numpy()).sum() for kernel in kernels)
@@ -281,7 +283,7 @@ def test_l2_adds_a_loss_for_kernels_alone():
 
 @pytest.mark.parametrize(("task", "labels", "outputs"), [("binary", 2, 1), ("multiclass", 4, 4), ("multilabel", 4, 4)])
 def test_outputs_by_task(task, labels, outputs):
-    model = build_classifier(GEOMETRY, HeadConfig(filters=(3,)), task, labels)
+    model = build_classifier(EMBEDDINGS, HeadConfig(filters=(3,)), task, labels)
     assert model(packed(TEXTS, False)).shape == (8, outputs)
 
 

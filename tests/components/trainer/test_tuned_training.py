@@ -49,7 +49,7 @@ def artifact(kind, folder):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_its_best_trial_is_what_is_trained(fn_args, tmp_path, monkeypatch):
+def test_a_killed_search_goes_on_and_its_best_trial_is_what_is_trained(fn_args, weights_alone, tmp_path, monkeypatch):
     args = fn_args()
     examples = artifact(standard_artifacts.Examples, args.transform_output)
     examples.split_names = '["train", "eval"]'
