@@ -316,6 +316,8 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 
 # === Faults under a steady load ===
 
+PAUSE_S = 0.01  # between two requests of an interface: a server that is always busy would take all the time of a test
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -375,7 +377,7 @@ def _begin_all_threads(server: Running | Process, rows: int) -> None:
 
 
 class Load:
-    """Asks model `m`, a toy text model, over gRPC and REST without pause and checks every answer; a context manager.
+    """Asks model `m`, a toy text model, over gRPC and REST steadily and checks every answer; a context manager.
 
     Entered, all threads of the server have begun. Left, it holds the server to what it had then (`mark`), and no
     answer was wrong and no request failed. The right probability of class `long` for n letters is n / (n + 10).
@@ -437,7 +439,7 @@ class Load:
         from serving.errors import UnavailableError
 
         generator = random.Random(interface)
-        while not self._done.is_set():
+        while not self._done.wait(PAUSE_S):
             if not self._going.is_set():
                 self._parked.release()
                 self._going.wait()

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -193,7 +194,8 @@ def test_connections_beyond_the_limit_are_closed_at_once_and_those_there_are_go_
         for port in (running.server.grpc_port, running.server.rest_port)
     )
     # gRPC greets each connection with its settings; one that is refused is closed before that, or right after.
-    assert sum(_closed(one) for one in grpc_left) == 30 - 19
+    with ThreadPoolExecutor(30) as pool:  # each of those that stay takes a second to tell
+        assert sum(pool.map(_closed, grpc_left)) == 30 - 19
     assert [_first_bytes(one)[:12] for one in rest_left[19:]] == [b"HTTP/1.1 503"] * 11
     assert both_answer()
     with (
@@ -370,8 +372,7 @@ class RawHttp:
             self._file = None
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(spawn, toys, tmp_path, under_load, count):
+def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(spawn, toys, tmp_path, under_load):
     models = tmp_path / "models.config"
     entries = [
         f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}'
@@ -384,7 +385,7 @@ def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(spawn, toys, t
     seen: dict[int, int] = {}
 
     @settings(
-        max_examples=count // 20, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+        max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
     @given(_requests)
@@ -406,7 +407,7 @@ def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(spawn, toys, t
         fuzz()
         http.close()
     assert seen.keys() >= {200, 400, 404}
-    assert sum(seen.values()) >= count
+    assert sum(seen.values()) >= 10_000
     one = RawHttp(port)
     assert one.ask("POST", "/v1/models/default:predict", b'{"instances": [2.0]}')[0] == 200
     one.close()
