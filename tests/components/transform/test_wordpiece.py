@@ -159,17 +159,19 @@ AWKWARD = (
 )
 awkward = st.sampled_from(AWKWARD)
 pieces = st.one_of(
-    st.text(st.one_of(anything, any_plane, awkward), max_size=40),
+    st.text(st.one_of(anything, any_plane, awkward), min_size=1, max_size=40),
     st.sampled_from(["[SEP]", "[CLS]", "[UNK]", "[PAD]", "[MASK]", "[unused1]", "##s", "👩\u200d⚕️", "pain", "The"]),
     st.builds(
-        lambda part, times: part * times, st.text(st.one_of(anything, awkward), max_size=3), st.integers(30, 110)
+        lambda part, times: part * times,
+        st.text(st.one_of(anything, awkward), min_size=1, max_size=3),
+        st.integers(30, 110),
     ),
-    st.text(st.sampled_from("abcdeABCDE .,-"), max_size=40),
+    st.text(st.sampled_from("abcdeABCDE .,-"), min_size=1, max_size=40),
 )
-strings = st.lists(pieces, max_size=5).map("".join)
-batches = st.lists(strings, min_size=5, max_size=5)
+strings = st.lists(pieces, min_size=1, max_size=5).map("".join)
+batches = st.lists(strings, min_size=5, max_size=5, unique=True)
 few = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-many = settings(few, max_examples=4000)
+many = settings(few, max_examples=4600)
 
 
 @few
@@ -188,8 +190,8 @@ def test_twenty_thousand_random_strings_have_the_references_ids(cased, uncased):
         drawn.extend(texts)
 
     draw()
-    assert len(drawn) >= 20_000
-    texts = list(dict.fromkeys(drawn))  # each once: a third are empty
+    texts = list(dict.fromkeys(drawn))
+    assert len(texts) >= 20_000
     assert differing(cased, texts) == []
     assert differing(uncased, texts) == []
 
