@@ -219,6 +219,7 @@ def test_texts_that_a_batch_has_left_behind_go_before_newcomers(eventually):
     for value in (20.0, 40.0, 30.0, 21.0):
         ask(value)
     gate.set()
+    eventually(lambda: len(batches) == 4)
     batcher.close()
     assert batches == [[0.0], [20.0, 21.0], [40.0, 30.0], [41.0]]
 
