@@ -18,9 +18,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.environment import library_settings
+from pipeline.environment import library_settings, spare_the_collector
 
 os.environ.update(library_settings())
+if __name__ == "__main__":
+    spare_the_collector()
 
 from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.environment import library_settings
+from pipeline.environment import library_settings, spare_the_collector
 
 os.environ.update(library_settings())
+if __name__ == "__main__":
+    spare_the_collector()
 
 from google.protobuf import json_format
 from tfx import types

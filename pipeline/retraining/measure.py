@@ -29,6 +29,7 @@ from components.config import ValidationConfig
 from components.errors import PipelineError
 from pipeline import spans
 from pipeline.config import Config, load_config
+from pipeline.environment import spare_the_collector
 from pipeline.retraining import lineage, observe
 
 if TYPE_CHECKING:
@@ -305,4 +306,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    spare_the_collector()
     raise SystemExit(main())
