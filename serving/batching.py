@@ -29,7 +29,8 @@ from serving.loader import NO_CALL, Call, Feeds, Runner
 from serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-# How much a batch's longest text may make of it: rows × longest is at most so many times the batch's tokens.
+# How much a batch's longest text may make of it: rows × longest is at most so many times what its requests would come
+# to apart, each with its own longest.
 _SPREAD = 2.0
 # Failures that the other requests of a batch share anyway.
 _COMMON = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
@@ -62,7 +63,7 @@ class _Batch:
     tasks: list[_Task] = field(default_factory=list)
     rows: int = 0
     longest: int = 0
-    tokens: int = 0
+    apart: int = 0  # rows × longest of each task, summed up
     full: bool = False
 
     def fill(self, waiting: Sequence[_Task]) -> None:
@@ -81,15 +82,15 @@ class _Batch:
     def _offer(self, task: _Task) -> None:
         """Adds the task if it fits; marks the batch full when one like it does not."""
         rows, longest = self.rows + task.rows, max(self.longest, task.longest)
-        tokens = self.tokens + task.tokens
+        apart = self.apart + task.rows * task.longest
         if self.tasks:
-            if task.key != self.tasks[0].key or rows * longest > _SPREAD * tokens:
+            if task.key != self.tasks[0].key or rows * longest > _SPREAD * apart:
                 return  # a long text among many short ones: another batch is better for it
             if rows > self.options.largest or rows * longest > self.options.token_budget:
                 self.full = True
                 return
         self.tasks.append(task)
-        self.rows, self.longest, self.tokens = rows, longest, tokens
+        self.rows, self.longest, self.apart = rows, longest, apart
         self.full = rows == self.options.largest
 
     def missing_rows(self) -> int:

@@ -194,6 +194,17 @@ def test_a_long_text_does_not_make_short_ones_pay(busy, eventually):
     assert metrics.padded_tokens.value("m") == 5 * 25 + 500
 
 
+def test_requests_of_long_and_short_texts_alike_go_together(busy, eventually):
+    """What a request's own texts are to one another is its own affair."""
+    runner, batcher, crowd, _ = busy(lambda feeds: feeds["x"].astype(int).ravel(), max_batch_size=64)
+    for i in range(2):
+        crowd.call(feeds=column(20.0, 90.0, 20.0, 20.0))
+        waiting(batcher, 4 * (i + 1), eventually)
+    runner.gate.set()
+    crowd.join()
+    assert [len(b) for b in runner.batches] == [1, 8]
+
+
 def test_texts_that_a_batch_has_left_behind_go_before_newcomers(eventually):
     """Though a newcomer is nearer to the oldest one in length: no text may wait for batch after batch."""
     gate, batches = threading.Event(), []
