@@ -70,11 +70,8 @@ class _Batch:
         """Takes the oldest task, and then those whose texts are nearest to it in length, such as were passed over
         first: else a full queue lets a text of rare length wait for batch after batch."""
         oldest = waiting[0]
-
-        def turn(task: _Task) -> tuple[bool, bool, int]:
-            return task is not oldest, not task.passed_over, abs(task.longest - oldest.longest)
-
-        for task in sorted(waiting, key=turn):  # of equal ones the older first
+        # Of equal ones the older first; the oldest was passed over itself, if any was.
+        for task in sorted(waiting, key=lambda t: (not t.passed_over, abs(t.longest - oldest.longest))):
             self._offer(task)
             if self.full:
                 return

@@ -166,6 +166,11 @@ class Health:
         self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
+def _refusal(code: grpc.StatusCode, message: str) -> grpc.RpcMethodHandler:
+    """What an interceptor gives in place of a method."""
+    return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, message))
+
+
 class Farewell(grpc.ServerInterceptor):
     """Refuses new calls, health aside, before gRPC stops.
 
@@ -175,11 +180,7 @@ class Farewell(grpc.ServerInterceptor):
 
     def __init__(self) -> None:
         self._begun, self._asked = False, 0.0
-        self._refuse = grpc.unary_unary_rpc_method_handler(self._abort)
-
-    @staticmethod
-    def _abort(request: Any, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
+        self._refuse = _refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         if not self._begun or details.method.startswith(_HEALTH):
@@ -200,11 +201,7 @@ class _BearerTokens(grpc.ServerInterceptor):
 
     def __init__(self, tokens: Sequence[str]):
         self._tokens = [t.encode() for t in tokens]
-        self._refuse = grpc.unary_unary_rpc_method_handler(self._abort)
-
-    @staticmethod
-    def _abort(request: Any, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
+        self._refuse = _refusal(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         if details.method.startswith(_HEALTH):
