@@ -62,8 +62,18 @@ def test_disk_that_fills_up_is_named_and_the_next_run_goes_on(project, small_dis
     shutil.copytree(small_disk, kept)
 
 
+def versions_of_runs(project) -> list[int | None]:
+    """What `history` says of each run."""
+    project.start([*project.command("history"), "--json"])
+    done = project.wait()
+    assert done.status == 0, done.stderr
+    return [run["version"] for run in done.json["runs"]]
+
+
 def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(project, pushed: int) -> None:
     other = "evaluation.gates=[{ metric = 'accuracy', min = 0.1 }]"
+    known = versions_of_runs(project)
+    assert known[-1] == pushed
     database = project.root / "metadata.sqlite"
     code = (
         "import sqlite3, sys, time\n"
@@ -76,13 +86,12 @@ def test_metadata_that_another_process_holds_is_named_and_the_next_run_is_sound(
         try:
             holder.stdout.readline()
             held = project.run(other)
-            project.start([*project.command("history"), "--json"])
-            told = project.wait()
+            told = versions_of_runs(project)
         finally:
             holder.kill()
     assert held.status == 1
     assert "metadata.sqlite: another process holds it" in held.stderr
-    assert [run["version"] for run in told.json["runs"]][-2:] == [pushed, None], told.stderr
+    assert told == [*known, None]
     assert "Traceback" not in held.stderr
     assert project.versions == [pushed]
     after = project.run(other)

@@ -1,5 +1,5 @@
-"""To its last step on Beam through a portable job server, as on Flink or Spark; Transform by Beam in many processes:
-the same artifacts as in this process."""
+"""To its last step on Beam through a portable job server, as on Flink or Spark; from statistics to Transform by Beam in
+many processes: the same artifacts as in this process."""
 
 import gzip
 import hashlib
@@ -69,10 +69,10 @@ def direct(project) -> dict:
 
 @pytest.fixture(scope="module")
 def processes(project) -> dict:
-    """Transform in many processes, of examples that were made in this one."""
-    run(project, "processes", options=("--to", "data_gate"))
+    """Statistics to Transform in many processes, of examples that were made in this one."""
+    run(project, "processes", options=("--to", "examples"))
     many = ("beam.mode=multi_processing", "beam.workers=2")
-    return run(project, "processes", *many, options=("--from", "transform", "--to", "transform"))
+    return run(project, "processes", *many, options=("--from", "statistics", "--to", "transform"))
 
 
 @pytest.fixture(scope="module")
@@ -114,19 +114,21 @@ def test_examples_are_the_same(
     assert one == other
 
 
-def test_statistics_and_schema_are_the_same(direct: dict, portable: dict) -> None:
+@pytest.mark.parametrize("there", ["portable", "processes"])
+def test_statistics_and_schema_are_the_same(direct: dict, request: pytest.FixtureRequest, there: str) -> None:
+    elsewhere = request.getfixturevalue(there)
     for split in ("train", "eval", "test"):
         one, other = (
             statistics_pb2.DatasetFeatureStatisticsList.FromString(
                 (run["artifacts"]["statistics", "statistics"] / f"Split-{split}" / "FeatureStats.pb").read_bytes()
             )
-            for run in (direct, portable)
+            for run in (direct, elsewhere)
         )
         for found in (one, other):
             found.datasets[0].features.sort(key=lambda feature: feature.path.step[0])
         assert len(one.datasets[0].features) > 3
         assert one == other
-    schemas = [(run["artifacts"]["schema", "schema"] / "schema.pbtxt").read_text() for run in (direct, portable)]
+    schemas = [(run["artifacts"]["schema", "schema"] / "schema.pbtxt").read_text() for run in (direct, elsewhere)]
     assert schemas[0] == schemas[1]
 
 
