@@ -31,6 +31,7 @@ from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, partial_run_utils, runtime_parameter_utils
 from tfx.orchestration.portable.mlmd import execution_lib
 
+from components import beam_memo
 from components.config import LocalConfig, step_name
 from components.errors import PipelineError
 
@@ -206,6 +207,7 @@ def launch(ir: Any, deployment: Any, connection: Any, node: Any, listener: Liste
     Raises:
       StepError: naming the step.
     """
+    beam_memo.remember()
     step = step_id(node)
     began = time.monotonic()
     tell: Listener = (lambda *_: None) if is_resolver(node) else listener

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from components import errors, progress
+from components import beam_memo, errors, progress
 from components.config import DataConfig
 from components.errors import BusyError, DataError, PipelineError, ServingError
 from components.examples.files import InputFile, Item, plan_file
@@ -202,6 +202,7 @@ def _finished(job: Job, number: int) -> bool:
 def _run(job: Job, missing: list[tuple[int, Item]], arguments: list[str]) -> None:
     if not missing:
         return
+    beam_memo.remember()
     try:
         with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
             _ = (

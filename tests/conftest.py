@@ -37,6 +37,15 @@ def _seed() -> None:
         keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def beam_remembers() -> None:
+    """As in a pipeline run, where Beam is imported."""
+    if "apache_beam" in sys.modules:
+        from components import beam_memo
+
+        beam_memo.remember()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def seeded_module() -> None:
     _seed()

@@ -31,6 +31,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.orchestration.portable import outputs_utils
 from tfx.utils import import_utils
 
+from components import beam_memo
 from components.errors import PipelineError
 from pipeline.kubeflow import artifacts, ledger
 from pipeline.local import explain
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace, beam: Sequence[str]) -> int:
     Raises:
       StepError: the executor failed; the message is for a person and quotes no data.
     """
+    beam_memo.remember()
     told = json_format.Parse(options.input, artifacts.pb.ExecutorInput(), ignore_unknown_fields=True)
     parameters = {name: value.string_value for name, value in told.inputs.parameter_values.items()}
     names: dict[int, str] = {}

@@ -215,9 +215,11 @@ def serving_drift(config: Config, training: Any) -> dict[str, float]:
     import apache_beam as beam
     from tensorflow_data_validation import load_stats_binary
 
+    from components import beam_memo
     from components.validation.serving_logs import write_statistics
     from pipeline.beam import beam_arguments
 
+    beam_memo.remember()
     arguments = list(beam_arguments(config.beam))
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/serving.pb"
