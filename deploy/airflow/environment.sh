@@ -22,7 +22,8 @@ done
   echo "airflow: needs Python 3.10, 3.11 or 3.12, and ${PYTHON:-python3} is none; set PYTHON=/path/to/python3.12" >&2
   exit 1
 }
-wanted=$(sha256sum < "$here/requirements.txt")
+# The programs of an environment name its folder: one that was moved is made anew.
+wanted=$( { cat "$here/requirements.txt"; echo "$folder"; "$python" -V; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$folder/stamp" 2>/dev/null)" != "$wanted" ]; then
   if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
     index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}

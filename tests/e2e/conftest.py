@@ -29,7 +29,7 @@ columns = { text = "text", label = "label", id = "id", slices = ["position"] }
 
 [encoder]
 hidden_size = 16
-num_hidden_layers = 1
+num_hidden_layers = {layers}
 num_attention_heads = 2
 intermediate_size = 32
 
@@ -71,13 +71,13 @@ class Done:
 class Project:
     """A folder with data, a configuration and a pipeline root."""
 
-    def __init__(self, folder: Path, warm: subprocess.Popen, home: Path) -> None:
+    def __init__(self, folder: Path, warm: subprocess.Popen, home: Path, layers: int = 0) -> None:
         self.folder = folder
         self.home = home  # of the user who calls the commands
         self._warm = warm
         self.config = folder / "small.toml"
         self.root = folder / "root"
-        self.config.write_text(TOML)
+        self.config.write_text(TOML.replace("{layers}", str(layers)))
         (folder / "rows").mkdir()
         for name, rows in (("train", 600), ("dev", 120), ("test", 150)):
             with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as source:
@@ -167,5 +167,9 @@ def warm(home: Path) -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, warm: subprocess.Popen, home: Path) -> Project:
-    return Project(tmp_path_factory.mktemp("project"), warm, home)
+def project(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, warm: subprocess.Popen, home: Path
+) -> Project:
+    """A new one for each file of tests; its encoder has the file's `ENCODER_LAYERS`, or embeddings alone."""
+    layers = getattr(request.module, "ENCODER_LAYERS", 0)
+    return Project(tmp_path_factory.mktemp("project"), warm, home, layers)

@@ -21,6 +21,7 @@ from pipeline.steps import STEPS
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+ENCODER_LAYERS = 1
 TEXT = "Patients were randomly assigned to receive aspirin or placebo for twelve weeks."
 
 

@@ -169,6 +169,26 @@ def test_environments_of_tests_and_airflows_take_pips_index_where_uv_has_none(
         assert settings.get("UV_INDEX_URL") == own.get("UV_INDEX_URL")
 
 
+def test_airflows_environment_is_made_once_and_anew_where_the_checkout_has_moved(tmp_path: Path) -> None:
+    checkout, calls = tmp_path / "checkout", tmp_path / "calls"
+    shutil.copytree(ROOT / "deploy" / "airflow", checkout / "deploy" / "airflow")
+    uv = checkout / ".tools" / "venv" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nfor last; do :; done\n[ "$1" != venv ] || mkdir -p "$last"\n')
+    uv.chmod(0o755)
+    environment = {**os.environ, "PYTHON": shutil.which("true")}
+    for moved in (False, True):
+        if moved:
+            checkout = checkout.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            command = [checkout / "deploy" / "airflow" / "environment.sh"]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            assert done.stdout == f"{checkout}/.tools/airflow/bin/airflow\n"
+        made = [line for line in calls.read_text().splitlines() if line.startswith("venv")]
+        assert len(made) == 1 + moved
+        assert made[-1].endswith(f" {checkout}/.tools/airflow")
+
+
 def test_airflow_names_the_pythons_that_it_runs_on(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "deploy" / "airflow", checkout / "deploy" / "airflow")
