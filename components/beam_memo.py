@@ -1,11 +1,11 @@
-"""Beam builds a pipeline in half the time where it remembers what it has worked out.
+"""Beam builds a pipeline faster where it remembers what it has worked out.
 
 While a pipeline is built, Beam reads the signatures of all of a DoFn's methods at each of several checks (113,000 calls
 of `inspect.signature` for the four pipelines of a small run), and makes and runs an argument parser at each look at an
-option (4,500 of them). On small data that is most of the time of statistics, transform and evaluation: a run of 870
-rows, every step in one process, took 24.4 s of processor time with this and 36.1 s without. What is remembered depends
-on its arguments alone, and what a caller could change is a copy. Beam 2.77's `transforms/core.py` and
-`options/pipeline_options.py`; later releases are as slow, so nothing here is wanted by the pipelines themselves.
+option (4,500 of them). On small data that is a good part of statistics, transform and evaluation: all steps of a run of
+870 rows took 24.4 s of processor time with this and 36.1 s without, in one process that had imported everything
+(`tests/benchmarks/beam_memo.py` times the statistics alone). What is remembered depends on its arguments alone, and
+what a caller could change is a copy. Of Beam 2.77: `transforms/core.py`, `options/pipeline_options.py`.
 """
 
 from __future__ import annotations
