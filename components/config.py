@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,7 +28,8 @@ Precision = Literal["float32", "bfloat16", "int8"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Gain = Annotated[float, Field(ge=-1.0, le=1.0)]  # a difference of two shares
 Name = Annotated[str, Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, le=1 << 20)]  # of a layer
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 # organisation/name@commit, on the Hugging Face hub.
 HUB_NAME = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
@@ -36,6 +40,13 @@ StepName = Literal[
 ]  # fmt: skip
 # In a text_pair that is made of neighbours: what stands between the sentences before and those after.
 NEIGHBOUR_BREAK = "\n"
+# Beam's runners, in lower case and without `runner` at the end (`StandardOptions.ALL_KNOWN_RUNNERS` of Beam 2.77).
+BEAM_RUNNERS = frozenset(
+    {
+        "bundlebaseddirect", "dataflow", "direct", "flink", "fnapi", "interactive", "kafkastreams", "portable", "prism",
+        "pythonrpcdirect", "spark", "switchingdirect", "testdataflow", "testdirect",
+    }
+)  # fmt: skip
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc")
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "weighted_f1", "pr_auc"]
 GateMetric = Literal[Metric, "calibration_error"]
@@ -51,6 +62,42 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Without this `true` is taken for 1, "yes" for true, and "3" for 3."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        numbers, others = kinds & {int, float}, kinds - {int, float, NoneType}
+        if isinstance(value, bool) and numbers and bool not in kinds:
+            raise ValueError("a number is wanted")
+        if kinds - {NoneType} == {bool} and value is not None and not isinstance(value, bool):
+            raise ValueError("true or false is wanted")
+        if isinstance(value, str) and numbers and not others and re.fullmatch(r"\s*[-+]?[\d._]+(e[-+]?\d+)?\s*", value):
+            raise ValueError("a number is wanted, without quotes")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, without what is inside tuples and the like."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {get_origin(annotation) or annotation}
+
+
+def growing(name: str, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths as they are.
+
+    Raises:
+      ValueError: one is not greater than the one before.
+    """
+    if list(lengths) != sorted(set(lengths)):
+        raise ValueError(f"{name}: lengths must grow")
+    return lengths
+
 
 class Columns(Section):
     """Which column (CSV, TSV, Parquet) or key (JSONL) holds what. `pubmed_rct` files have fixed columns."""
@@ -62,6 +109,20 @@ class Columns(Section):
     id: Name | None = None  # the group (document): no group is ever on two sides of a split
     slices: tuple[Name, ...] = ()  # further columns, to report metrics by
 
+    @model_validator(mode="after")
+    def _one_purpose_each(self) -> Columns:
+        given = {name: getattr(self, name) for name in ("text", "text_pair", "label", "labels", "id")}
+        purposes: dict[str, list[str]] = {}
+        for purpose, column in given.items():
+            if column is not None:
+                purposes.setdefault(column, []).append(purpose)
+        for column, names in purposes.items():
+            if len(names) > 1:
+                raise ValueError(f"columns: {column!r} is the column of {' and of '.join(names)}; each has its own")
+        if sliced := [name for name in self.slices if name in (self.label, self.labels)]:
+            raise ValueError(f"columns.slices: {sliced} hold labels, by which metrics are reported anyhow")
+        return self
+
 
 class DataConfig(Section):
     """Where the labelled rows are and how they become splits."""
@@ -72,14 +133,18 @@ class DataConfig(Section):
     # Either two or three splits by file (train, eval, optionally test), or one entry
     # "all" that is split by hash of the group.
     splits: dict[Literal["train", "eval", "test", "all"], Name]
-    hash_split: dict[Literal["train", "eval", "test"], PositiveInt] = {"train": 8, "eval": 1, "test": 1}
+    hash_split: dict[Literal["train", "eval", "test"], Annotated[int, Field(gt=0, le=1_000_000)]] = {
+        "train": 8,
+        "eval": 1,
+        "test": 1,
+    }
     columns: Columns = Columns()
     label_separator: Annotated[str, Field(min_length=1)] = ";"
     # text_pair := so many sentences before and after in the same document (same `id`, adjacent); true: 1. Tokenised and
     # pooled, they are two segments: the sentences before, and those after.
-    neighbours: Annotated[int, Field(ge=0)] = 0
+    neighbours: Annotated[int | bool, AfterValidator(int), Field(ge=0)] = 0
     drop_leaked: bool = False  # drop training rows whose text also stands in eval or test
-    max_characters: PositiveInt = 1_000_000  # a longer text is a bad row
+    max_characters: Annotated[int, Field(gt=0, le=1 << 30)] = 1_000_000  # a longer text is a bad row
     max_bad_share: Share = 0.01  # above this share of bad rows the run stops
 
     @model_validator(mode="after")
@@ -172,11 +237,11 @@ class EncoderConfig(Section):
 
     config: Path | None = None  # a BERT config.json
     weights: str | None = None  # None: random; else a checkpoint, folder or hub name (components/encoder)
-    hidden_size: PositiveInt | None = None
-    num_hidden_layers: Annotated[int, Field(ge=0)] | None = None  # 0: embeddings alone
-    num_attention_heads: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    max_position_embeddings: PositiveInt | None = None
+    hidden_size: Size | None = None
+    num_hidden_layers: Annotated[int, Field(ge=0, le=1000)] | None = None  # 0: embeddings alone
+    num_attention_heads: Size | None = None
+    intermediate_size: Size | None = None
+    max_position_embeddings: Size | None = None
     hidden_dropout_prob: Share | None = None
     attention_probs_dropout_prob: Share | None = None
     trainable: bool = True
@@ -256,9 +321,7 @@ class TrainingConfig(Section):
     @field_validator("buckets")
     @classmethod
     def _buckets_grow(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if list(value) != sorted(set(value)):
-            raise ValueError("buckets: lengths must grow")
-        return value
+        return growing("buckets", value)
 
     @field_validator("stages")
     @classmethod
@@ -400,6 +463,11 @@ class EvaluationConfig(Section):
     baseline: bool = True  # score TF-IDF + linear SVM on the same split in the same run
     min_span_rows: PositiveInt = 200  # window.guard: an old span of fewer rows is judged with the others, not alone
 
+    @field_validator("length_bounds")
+    @classmethod
+    def _bounds_grow(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return growing("length_bounds", value)
+
 
 class ExportConfig(Section):
     """The precision of the exported encoder, and what a low one must hold against the same model in float32.
@@ -445,6 +513,13 @@ class BeamConfig(Section):
         bad = [flag for flag in value if not flag.startswith("--")]
         if bad:
             raise ValueError(f"{bad[0]!r} is no flag of Beam's; write each as --name=value")
+        for flag in value:
+            runner = flag.removeprefix("--runner=")
+            if runner != flag and "." not in runner and runner.lower().removesuffix("runner") not in BEAM_RUNNERS:
+                raise ValueError(
+                    f"{flag!r}: Beam has no such runner; it has DirectRunner, FnApiRunner, PortableRunner, "
+                    "FlinkRunner, SparkRunner, DataflowRunner, PrismRunner and others, or give a class by its full name"
+                )
         return value
 
 
@@ -492,6 +567,8 @@ class PathsConfig(Section):
     @field_validator("root", "serving", mode="before")
     @classmethod
     def _are_local(cls, value: object) -> object:
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            raise ValueError("must be the path of a folder")
         if isinstance(value, str) and "://" in value:
             raise ValueError("must be a folder of this machine (a mounted one will do), for runs lock and rename there")
         return value

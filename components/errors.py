@@ -15,8 +15,12 @@ No message ever holds a text of the data: files, line numbers and counts say whe
 
 from __future__ import annotations
 
+import traceback
 from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class PipelineError(Exception):
@@ -64,3 +68,15 @@ class PushError(PipelineError):
 
 class BusyError(PipelineError):
     """Another process is working on the same pipeline root."""
+
+
+def explain_unexpected(error: BaseException) -> str:
+    """An error that nobody foresaw: its kind, and where in this project it came from. Its message may quote data."""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_ROOT)]
+    own = [f for f in own if "site-packages" not in f.filename and ".venv" not in f.filename]
+    if not own:
+        return f"unexpected {type(error).__name__}"
+    place = own[-1]
+    return (
+        f"unexpected {type(error).__name__} at {Path(place.filename).relative_to(_ROOT)}:{place.lineno} ({place.name})"
+    )

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import ConfigError, PipelineError
+from components.errors import ConfigError, PipelineError, explain_unexpected
 from pipeline import orchestrators
 from pipeline.environment import library_settings, spare_the_collector
 from pipeline.retraining import commands
@@ -52,6 +52,18 @@ def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
                 print(json.dumps(error.answer or {"error": str(error), "error_kind": error.kind}, sort_keys=True))
             print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            # A traceback may quote rows of data: it stays out of the terminal.
+            if isinstance(error, OSError) and error.errno is not None:
+                said = f"{error.filename or 'a file'}: cannot be read or written ({error.strerror})"
+            else:
+                said = explain_unexpected(error)
+            if kwargs.get("as_json"):
+                print(json.dumps({"error": said, "error_kind": type(error).__name__}, sort_keys=True))
+            print(f"error: {said}", file=sys.stderr)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("stopped; call again to go on with what is done", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -94,12 +106,12 @@ def run_command(
         error.answer = {**runs.blank_record(), **(error.record or {}), **runs.failure(error)}
         raise
     except Exception as error:
-        # A traceback may quote rows of data: it stays out of the terminal, and the log holds it.
+        # A traceback may quote rows of data: it stays out of the terminal.
         kind = type(error).__name__
         if as_json:
             print(runs.to_json({**runs.blank_record(), "error": kind, "error_kind": kind}))
-        where = f"; see the newest log in {loaded.root}/logs" if loaded else ""
-        print(f"error: unexpected {kind}{where}", file=sys.stderr)
+        where = f"; for what came before it see the newest log in {loaded.root}/logs" if loaded else ""
+        print(f"error: {explain_unexpected(error)}{where}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:
         print(runs.to_json(record))

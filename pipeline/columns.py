@@ -31,7 +31,9 @@ def check_columns(source: str | Path, config: Config) -> None:
         except DataError as error:
             raise ConfigError(f"{source}: data.columns: {error}") from None
         except OSError as error:
-            raise ConfigError(f"{source}: data.input: {path} cannot be read ({error.strerror})") from None
+            raise ConfigError(
+                f"{source}: data.input: {path} cannot be read ({error.strerror or 'it is no data file'})"
+            ) from None
 
 
 def _check_file(path: Path, spec: RowSpec, name: str) -> None:

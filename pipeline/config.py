@@ -56,6 +56,9 @@ class Config(sections.Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
+        bad = [label for label in self.labels if label != label.strip() or not label.isprintable()]
+        if bad:
+            raise ValueError(f"labels: {bad[0]!r} begins or ends in white space, or holds what cannot be printed")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label stands there twice")
         if self.task == "binary" and len(self.labels) != 2:
@@ -63,6 +66,10 @@ class Config(sections.Section):
         if self.task == "multiclass" and len(self.labels) < 2:
             raise ValueError("labels: a multiclass task has at least two")
         columns = self.data.columns
+        if self.label_column in (columns.text, columns.text_pair, columns.id, *columns.slices):
+            raise ValueError(
+                f"data.columns: {self.label_column!r} is the column of the label; it cannot be another's too"
+            )
         if self.task == "multilabel" and columns.label:
             raise ValueError("data.columns.label: a multilabel task reads data.columns.labels")
         if self.task != "multilabel" and columns.labels:

@@ -59,7 +59,10 @@ def find_files(source: Path, data: DataConfig) -> list[InputFile]:
 def row_spec(file: InputFile, data: DataConfig) -> UnlabelledSpec:
     """How to read one file: by its suffix, or as the configuration's data where the suffix says nothing."""
     columns = data.columns
-    kind = FORMATS.get(Path(file.path).suffix.lower(), data.format)
+    suffix = Path(file.path).suffix.lower()
+    if suffix == ".txt" and data.format != "pubmed_rct":
+        raise DataError(f"{file.name}: is none of {', '.join(FORMATS)}; `predict --file` takes one text a line")
+    kind = FORMATS.get(suffix, data.format)
     spec = UnlabelledSpec(
         format=kind,
         text="text" if kind == "pubmed_rct" else columns.text,

@@ -262,6 +262,7 @@ def predict_file(
 
 
 def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
+    from components.examples import parse
     from components.examples.rows import make_row
     from pipeline import inputs
 
@@ -276,8 +277,10 @@ def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
         raise DataError(f"{source}: plain text has no second segment; give CSV, TSV, JSONL or Parquet")
     spec = inputs.UnlabelledSpec("text", "text", "text", frozenset(), True, max_characters=data.max_characters)
     with source.open("rb") as stream:
+        parse.check_encoding(stream.read(4), source.name)
+        stream.seek(0)
         for number, line in enumerate(stream, 1):
-            text = line.rstrip(b"\r\n")
+            text = (line.removeprefix(parse.BOM) if number == 1 else line).rstrip(b"\r\n")
             if text:
                 yield make_row(spec, number, b"", text=text, text_pair=None, labels=(), id=None, slices=())
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PipelineError
-from pipeline import records
+from pipeline import records, spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, code_revision, run_fingerprint
 from pipeline.outcome import outcome
@@ -122,6 +122,11 @@ def _execute(
 
     with quiet(log) as console:
         console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
+        left_out = spans.incomplete_spans(config.data, config.window)
+        members = spans.spans_of_run(config.data, config.window) if left_out else (0,)
+        record["incomplete_spans"] = [number for number in left_out if number > members[0]]
+        for line in spans.describe_incomplete(config.data, {n: left_out[n] for n in record["incomplete_spans"]}):
+            console.print(f"  {line}", style="yellow", markup=False)
         try:
             housekeeping.before_run(config, run_id)
             records.write_record(root, timed())
@@ -150,7 +155,7 @@ def blank_record() -> dict[str, Any]:
     return {
         "run_id": None, "name": None, "status": "failed", "fingerprint": None, "version": None, "model_path": None,
         "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {}, "log": None, "error": None,
-        "error_kind": None, "step": None, "trigger": None,
+        "error_kind": None, "step": None, "trigger": None, "incomplete_spans": [],
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from components.config import DataConfig
 from components.errors import ConfigError
 from pipeline.retraining.config import WindowConfig, span_number
 
+MAX_NUMBER = (1 << 31) - 1  # of a span or version: int32 in TFX's range_config.proto
 _FIELD = re.compile(r"(\{SPAN\}|\{VERSION\})")
 
 
@@ -29,8 +30,13 @@ def find_files(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[P
 
 
 def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[str]]]]:
-    """The same by the files' names under `data.input`."""
+    """The same by the files' names under `data.input`.
+
+    Raises:
+      ConfigError: two folders have the same number, or one has a number that is too large.
+    """
     found: dict[int, dict[int, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    spelled: dict[tuple[int, ...], tuple[str, str]] = {}
     for split, pattern in data.splits.items():
         expression = re.compile(_expression(pattern))
         for name in glob.iglob(_FIELD.sub("*", pattern), root_dir=data.input):
@@ -39,12 +45,53 @@ def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[s
                 groups = match.groupdict()
                 version = groups.get("version")
                 span = int(groups.get("span") or 0)
-                found[span][-1 if version is None else int(version)][split].append(name)
+                number = () if version is None else (int(version),)
+                for field, value in (("SPAN", groups.get("span")), ("VERSION", version)):
+                    _check_number(field, value, (span, *(number if field == "VERSION" else ())), name, spelled)
+                found[span][number[0] if number else -1][split].append(name)
     newest = {}
     for span in sorted(found):
         version_number = max(found[span])
         newest[span] = (None if version_number < 0 else version_number, dict(found[span][version_number]))
     return newest
+
+
+def _check_number(
+    field: str, digits: str | None, place: tuple[int, ...], name: str, spelled: dict[tuple[int, ...], tuple[str, str]]
+) -> None:
+    """Raises ConfigError for a number that TFX has no room for, or that two folders write in two ways."""
+    if digits is None:
+        return
+    if place[-1] > MAX_NUMBER:
+        raise ConfigError(
+            f"data.splits: {name}: {{{field}}} is {digits}, and numbers go to {MAX_NUMBER}; name it by its day, as in "
+            "20261126"
+        )
+    other, there = spelled.setdefault(place, (digits, name))
+    if other != digits:
+        raise ConfigError(
+            f"data.splits: {there} and {name} have the same {{{field}}}, written {other} and {digits}; rename one"
+        )
+
+
+def incomplete_spans(data: DataConfig, window: WindowConfig) -> dict[int, tuple[str, ...]]:
+    """Spans that may be in the window and are left out of it, as they have no file for a split: span → these splits."""
+    if not has_spans(data):
+        return {}
+    return {
+        number: tuple(split for split in data.splits if split not in by_split)
+        for number, (_, by_split) in find_names(data).items()
+        if set(by_split) != set(data.splits) and is_eligible(window, number)
+    }
+
+
+def describe_incomplete(data: DataConfig, incomplete: dict[int, tuple[str, ...]]) -> list[str]:
+    """What to say of each."""
+    return [
+        f"span {number} is left out: no file for "
+        + ", ".join(f"data.splits.{split} ({pattern})" for split, pattern in data.splits.items() if split in gone)
+        for number, gone in incomplete.items()
+    ]
 
 
 def window_members(window: WindowConfig, numbers: Iterable[int], newest: int | None = None) -> tuple[int, ...]:
@@ -74,6 +121,7 @@ def spans_of_run(data: DataConfig, window: WindowConfig) -> tuple[int, ...]:
         raise ConfigError(
             f"window: holds no span; there are {len(there)} whole ones in {data.input}"
             + (f", from {min(there)} to {max(there)}" if there else "")
+            + "".join(f"; {line}" for line in describe_incomplete(data, incomplete_spans(data, window))[-3:])
         )
     return members
 

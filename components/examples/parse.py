@@ -17,7 +17,7 @@ import io
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -34,6 +34,17 @@ RCT_COLUMNS = ("id", "label", "text")
 
 # RFC 4180. Possessive quantifiers: no backtracking, so every match is linear in the length of the line.
 _FIELD = rb'(?:"(?:[^"]++|"")*+"|[^",\n]*+)'
+_WORD = re.compile(r"[^\W_]+")
+# Words of headers: these and the configured names alone are shown of a first line that may be no header.
+HEADER_WORDS = frozenset(
+    {
+        "abstract", "answer", "body", "category", "class", "classes", "code", "comment", "content", "context",
+        "date", "doc", "document", "doi", "group", "id", "index", "journal", "key", "label", "labels", "language",
+        "name", "note", "number", "page", "pair", "paragraph", "pmcid", "pmid", "position", "question", "row",
+        "section", "sentence", "sentences", "source", "span", "split", "summary", "tag", "tags", "target", "text",
+        "title", "topic", "type", "uid", "year",
+    }
+)  # fmt: skip
 _COMPLETE = re.compile(rb"%b(?:,%b)*+" % (_FIELD, _FIELD))
 _OPEN = re.compile(rb'((?:%b,)*+)"((?:[^"]++|"")*+)' % _FIELD)  # the last field is quoted and not closed
 _INSIDE = re.compile(rb'(?:[^"]++|"")*+')
@@ -181,27 +192,36 @@ def check_columns(columns: Sequence[str], spec: RowSpec, name: str) -> None:
         if columns.count(column) != 1:
             fault = "missing" if column not in columns else "there more than once"
             raise DataError(
-                f"{name}: the column {column!r} is {fault}; columns found: {describe_columns(columns)}. "
+                f"{name}: the column {column!r} is {fault}; columns found: {describe_columns(columns, spec.columns)}. "
                 "Name the right one in data.columns, or correct the file"
             )
 
 
 def missing_key(name: str, key: str, first: Sequence[str]) -> DataError:
     """The error of a JSONL file in which no object has a configured key; `first`: the keys of the first object."""
+    keys = describe_columns(first, first)
     return DataError(
-        f"{name}: the column {key!r} is missing: no object has it; keys of the first: {describe_columns(first)}. "
+        f"{name}: the column {key!r} is missing: no object has it; keys of the first: {keys}. "
         "Name the right one in data.columns, or correct the file"
     )
 
 
-def describe_columns(columns: Sequence[str]) -> str:
-    """Column names for a message; what does not look like a name may be text of a file without a header."""
-    names = [name for name in columns if len(name) <= 40 and len(name.split()) <= 4 and name.isprintable()]
-    others = len(columns) - len(names)
+def describe_columns(columns: Sequence[str], wanted: Collection[str]) -> str:
+    """Column names for a message, which must not hold a text of a file without a header.
+
+    A first line that has none of the `wanted` names is a header only as far as its words are those of headers.
+    """
+    if set(columns) & set(wanted):
+        names = [name for name in columns if len(name) <= 40 and len(name.split()) <= 4 and name.isprintable()]
+    else:
+        known = HEADER_WORDS | {name.lower() for name in wanted}
+        names = [name for name in columns if name and set(_WORD.findall(name.lower())) <= known and len(name) <= 40]
+    others = len(columns) - min(len(names), 50)
     listed = ", ".join(repr(name) for name in names[:50])
-    if others or len(names) > 50:
-        listed += f" and {others + max(0, len(names) - 50)} more (if they are no names, the header is missing)"
-    return listed.removeprefix(" and ") or "none"
+    if others:
+        listed = f"{listed} and {others} more" if listed else str(others)
+        listed += ", not shown (if they are no names, the header is missing)"
+    return listed or "none"
 
 
 class Reader:

@@ -75,7 +75,7 @@ def numbered(folder: Path) -> dict[int, Path]:
     """Version → path of every entry whose name is a number, oldest first; empty where there is no such folder."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     found = {int(name): folder / name for name in sorted(names) if _NUMBER.fullmatch(name)}
     return dict(sorted(found.items()))
@@ -126,7 +126,7 @@ def read_journal(serving_dir: Path) -> list[dict[str, Any]]:
     """All entries, oldest first; a line that a killed process left unfinished is passed over."""
     try:
         lines = (serving_dir / JOURNAL).read_bytes().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     entries = []
     for line in lines:

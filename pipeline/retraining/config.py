@@ -119,7 +119,7 @@ class ScheduleConfig(Section):
 
     first_span: Annotated[int, Field(ge=0)] | None = None  # None: after the live version's, or the newest there is
     backlog: Literal["each", "newest"] = "each"  # several new spans: one run each, in order, or one for the newest
-    settle_s: NonNegativeFloat = 30.0  # a span's files must have been left alone that long
+    settle_s: Annotated[float, Field(ge=0, le=1e9)] = 30.0  # a span's files must have been left alone that long
     attempts: PositiveInt = 3  # of a run that was killed, or failed by no fault of its data
     retry_after_s: NonNegativeFloat = 300.0
     run_timeout_s: Seconds | None = None  # a run that takes longer is ended, and tried again

@@ -11,6 +11,8 @@ import pytest
 
 from components.config import Columns, DataConfig
 from components.errors import DataError, PushError, ServingError
+from components.examples.files import InputFile
+from pipeline.inputs import row_spec
 from pipeline.predict import Predictor, predict, predict_file
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +150,22 @@ def test_plain_text_file_is_one_text_a_line(toy: ModuleType, tmp_path: Path) -> 
     found = list(predict_file(tmp_path / "serving", tmp_path / "in.txt", data()))
     assert [row["line"] for row in found] == [1, 3]
     _, (expected,) = predict(tmp_path / "serving", ["third, line"])
+    (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbfthird, line")
+    (alone,) = predict_file(tmp_path / "serving", tmp_path / "in.txt", data())
+    assert alone["probabilities"] == found[1]["probabilities"], "a byte order mark is no part of the text"
+    for head, kind in (("a text".encode("utf-16"), "UTF-16 text"), (b"PK\x03\x04", "a ZIP archive or a spreadsheet")):
+        (tmp_path / "in.txt").write_bytes(head + b"\nsecret")
+        with pytest.raises(DataError, match=f"^in.txt: is {kind}") as caught:
+            list(predict_file(tmp_path / "serving", tmp_path / "in.txt", data()))
+        assert "secret" not in str(caught.value)
     assert found[1]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+def test_a_file_of_lines_is_not_taken_for_a_table() -> None:
+    with pytest.raises(
+        DataError, match=r"^notes.txt: is none of .csv, .tsv, .jsonl, .ndjson, .parquet; `predict --file`"
+    ):
+        row_spec(InputFile(0, "all", "/in/notes.txt", "notes.txt"), data())
 
 
 def test_pubmed_rct_file_is_read_by_its_own_format(toy: ModuleType, tmp_path: Path) -> None:

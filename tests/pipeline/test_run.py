@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,46 @@ def test_unexpected_error_is_named_by_its_kind_alone(
     assert json.loads(done.stdout)["error"] == "ValueError"
     assert "patient" not in done.output
     assert f"see the newest log in {config.root}/logs" in done.stderr
+    assert "unexpected ValueError at tests/pipeline/test_run.py:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a text of a patient"), PermissionError(13, "Permission denied", "/a/file")]
+)
+def test_error_that_nobody_foresaw_ends_every_command_in_one_line(
+    error: Exception, config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("components.push.base_path.published", fail)
+    done = CliRunner().invoke(app, ["versions", str(minimal), "--set", f"paths.root={config.root}", "--json"])
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert said["error_kind"] == type(error).__name__
+    assert done.stderr == f"error: {said['error']}\n"
+    assert "patient" not in done.output
+    if isinstance(error, OSError):
+        assert said["error"] == "/a/file: cannot be read or written (Permission denied)"
+    else:
+        assert re.fullmatch(r"unexpected ValueError at tests/pipeline/test_run.py:\d+ \(fail\)", said["error"])
+
+
+def test_span_that_lacks_a_file_is_told_and_recorded(
+    minimal: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = minimal.parent / "rows"
+    for name in ("1/train.csv", "1/dev.csv", "2/train.csv"):
+        (rows / name).parent.mkdir(exist_ok=True)
+        (rows / name).write_text("text,label\na,yes\n")
+    monkeypatch.setattr(runs, "_prepare", lambda *_: (_ for _ in ()).throw(StepError("examples", "stop here")))
+    settings = [f"paths.root={minimal.parent}/root", "data.splits={train='{SPAN}/train.csv',eval='{SPAN}/dev.csv'}"]
+    overrides = [part for value in settings for part in ("--set", value)]
+    done = CliRunner().invoke(app, ["run", str(minimal), *overrides, "--json"])
+    assert json.loads(done.stdout)["incomplete_spans"] == [2]
+    assert "span 2 is left out: no file for data.splits.eval ({SPAN}/dev.csv)" in " ".join(
+        capfd.readouterr().err.split()
+    )
 
 
 def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
