@@ -98,7 +98,7 @@ def schedule_status(
     config: ConfigPath,
     set_: Overrides = None,
     as_json: AsJson = False,
-    last: Annotated[int, typer.Option(help="How many runs and decisions.")] = 10,
+    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many runs and decisions.")] = 10,
 ) -> None:
     """List the runs that the schedule started, what it decided, and the spans that no run has seen."""
     from pipeline.retraining.state import FILE, State
