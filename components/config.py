@@ -73,7 +73,7 @@ class Section(BaseModel):
         if kinds - {NoneType} == {bool} and value is not None and not isinstance(value, bool):
             raise ValueError("true or false is wanted")
         if isinstance(value, str) and numbers and not others and re.fullmatch(r"\s*[-+]?[\d._]+(e[-+]?\d+)?\s*", value):
-            raise ValueError("a number is wanted, without quotes")
+            raise ValueError("a number is wanted, written as 3 or 0.5 and without quotes")
         return value
 
 

@@ -136,7 +136,7 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
         ("training.buckets=[8,4]", "lengths must grow"),
         ("evaluation.length_bounds=[16,16]", "evaluation.length_bounds: length_bounds: lengths must grow"),
         ("training.epochs=true", "training.epochs: a number is wanted"),
-        ("training.epochs='3'", "training.epochs: a number is wanted, without quotes"),
+        ("training.epochs='3'", "training.epochs: a number is wanted, written as 3 or 0.5 and without quotes"),
         ("training.xla='yes'", "training.xla: true or false is wanted"),
         ("training.xla=1", "training.xla: true or false is wanted"),
         ("data.max_bad_share=true", "data.max_bad_share: a number is wanted"),
