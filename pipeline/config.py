@@ -12,7 +12,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -302,13 +302,16 @@ def _neighbours(location: tuple[Any, ...]) -> str:
     import difflib
 
     model: Any = Config
+    is_key = False
     for part in location[:-1]:
-        if isinstance(part, int):  # of a list, whose elements' model was found already
+        if isinstance(part, int) or is_key:  # of a list or a table, whose elements' model was found already
+            is_key = False
             continue
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return "remove it"
         annotation = field.annotation
+        is_key = get_origin(annotation) is dict
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next((c for c in candidates if hasattr(c, "model_fields")), None)
     keys = list(getattr(model, "model_fields", {}))
@@ -341,6 +344,9 @@ def _find_files(path: Path, config: Config) -> None:
     ]
     if not lines and not config.data.input.is_dir():
         lines.append(f"  data.input: {config.data.input} is a file; name its folder, and the file in data.splits")
+    for key, folder in (("paths.root", config.root), ("paths.serving", config.serving_dir)):
+        if folder.exists() and not folder.is_dir():
+            lines.append(f"  {key}: {folder} is a file; give a folder")
     if not lines:
         os.listdir(config.data.input)  # where this is not allowed, a glob would only find nothing
         for split, pattern in config.data.splits.items():
