@@ -41,10 +41,12 @@ def _check_file(path: Path, spec: RowSpec, name: str) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
+
+            from components.examples.files import check_parquet
         except ImportError:  # it comes with the extra `pipeline`, which reads such files
             return
         try:
-            parse.check_columns(pq.read_schema(path).names, spec, name)
+            check_parquet(pq.read_schema(path), spec, name)
         except pa.ArrowInvalid:
             raise DataError(f"{name}: is not a Parquet file, or is damaged") from None
         return

@@ -125,7 +125,7 @@ def _plan_parquet(file: InputFile, spec: RowSpec, item_bytes: int) -> Iterator[I
     with open_file(file.path, file.name) as stream:
         parquet = _open_parquet(stream, file)
         columns = tuple(parquet.schema_arrow.names)
-        parse.check_columns(columns, spec, file.name)
+        check_parquet(parquet.schema_arrow, spec, file.name)
         groups = parquet.num_row_groups
         sizes = [parquet.metadata.row_group(group) for group in range(groups)]
         if spec.neighbours:
@@ -138,6 +138,25 @@ def _plan_parquet(file: InputFile, spec: RowSpec, item_bytes: int) -> Iterator[I
         if gathered >= item_bytes or group == groups - 1:
             yield Item(file, part, start, group + 1, line, columns)
             part, start, gathered, line = part + 1, group + 1, 0, following
+
+
+def check_parquet(schema: pa.Schema, spec: RowSpec, name: str) -> None:
+    """Makes sure that each configured column is there once, and of a type that can be what it is to be.
+
+    Raises:
+      DataError: naming the file, the column and its type.
+    """
+    parse.check_columns(schema.names, spec, name)
+    for column in spec.columns:
+        kind = schema.field(column).type
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        text = (
+            _is_text(plain) or pa.types.is_binary(plain) or pa.types.is_large_binary(plain) or pa.types.is_null(plain)
+        )
+        if column in (spec.text, spec.text_pair) and not text:
+            raise DataError(f"{name}: the column {column!r} is of type {kind}, and a text is a string; convert it")
+        if pa.types.is_struct(plain) or pa.types.is_map(plain) or pa.types.is_decimal(plain):
+            raise DataError(f"{name}: the column {column!r} is of type {kind}; convert it to strings or whole numbers")
 
 
 def _open_parquet(stream: BinaryIO, file: InputFile) -> pq.ParquetFile:

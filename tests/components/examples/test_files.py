@@ -2,6 +2,8 @@ import csv
 import hashlib
 import io
 import json
+import re
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -226,6 +228,26 @@ def test_parquet_with_neighbours_is_one_item(file):
     rows, items = read(parquet(file, columns, row_group_size=1), spec("parquet", neighbours=1), 1)
     assert [(row[2], row[3]) for row in rows] == [(b"a", b"\nb"), (b"b", b"a\nc"), (b"c", b"b\n")]
     assert items == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("text", pa.array([1, 2]), "the column 'text' is of type int64, and a text is a string; convert it"),
+        ("text", pa.array([["a"], ["b"]]), "the column 'text' is of type list<"),
+        ("text", pa.array([{"a": 1}, {"a": 2}]), "the column 'text' is of type struct<a: int64>, and a text"),
+        (
+            "label",
+            pa.array([Decimal("1.5"), Decimal("2.5")]),
+            "the column 'label' is of type decimal128(2, 1); convert",
+        ),
+        ("id", pa.array([{"a": 1}, {"a": 2}]), "the column 'id' is of type struct<a: int64>; convert it to strings or"),
+    ],
+)
+def test_parquet_column_of_a_type_that_cannot_be_is_named(file, column, values, message):
+    columns = {"id": ["1", "2"], "text": ["a", "b"], "label": ["METHODS", "METHODS"], column: values}
+    with pytest.raises(DataError, match=f"^file: {re.escape(message)}"):
+        plan_file(parquet(file, columns), spec("parquet"))
 
 
 def test_parquet_without_a_column_is_one_clear_error(file):
