@@ -20,11 +20,18 @@ def check_columns(source: str | Path, config: Config) -> None:
       config: whose `data` is meant.
 
     Raises:
-      ConfigError: naming the file, the column and the columns that are there; or the window holds no span.
+      ConfigError: naming the file, the column and the columns that are there; or a file belongs to two splits; or the
+        window holds no span.
     """
     spec = row_spec(executor_config(config.data, config.task, config.labels, config.label_column))
     by_split = spans.find_files(config.data)[spans.spans_of_run(config.data, config.window)[-1]][1]
-    for path in sorted(path for paths in by_split.values() for path in paths):
+    owners: dict[Path, str] = {}
+    for split, paths in by_split.items():
+        for path in paths:
+            if owners.setdefault(path, split) != split:
+                twice = path.relative_to(config.data.input)
+                raise ConfigError(f"{source}: {twice}: matches data.splits.{owners[path]} and data.splits.{split}")
+    for path in sorted(owners):
         name = str(path.relative_to(config.data.input))
         try:
             _check_file(path, spec, name)

@@ -49,6 +49,11 @@ def test_a_run_is_refused_before_it_begins(minimal: Path) -> None:
     assert not (minimal.parent / "root").exists()
 
 
+def test_file_of_two_splits_is_named(minimal: Path) -> None:
+    status, said = check(minimal, "data.splits.train=*.csv")
+    assert (status, "dev.csv: matches data.splits.train and data.splits.eval" in said) == (2, True)
+
+
 @pytest.mark.parametrize("format", ["tsv", "jsonl", "parquet"])
 def test_other_formats(minimal: Path, format: str) -> None:
     rows = minimal.parent / "rows"
