@@ -52,7 +52,7 @@ def errors_in_words(command: Callable[..., Any]) -> Callable[..., Any]:
                 print(json.dumps(error.answer or {"error": str(error), "error_kind": error.kind}, sort_keys=True))
             print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # the latter: who reads the output has seen enough
             raise
         except Exception as error:
             # A traceback may quote rows of data: it stays out of the terminal.
