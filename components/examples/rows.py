@@ -27,10 +27,11 @@ TOO_LONG = "too_long"  # text or text_pair over data.max_characters, or a row ov
 EMPTY_TEXT = "empty_text"  # nothing but white space, null, or no such key
 EMPTY_ID = "empty_id"  # an id is configured and the row has none
 MISSING_LABEL = "missing_label"  # empty (binary, multiclass), null, or no such key
+LABEL_SPELLING = "label_case_or_space"  # a configured label but for case, or white space around it
 UNKNOWN_LABEL = "unknown_label"  # not one of the configured labels, compared byte for byte
 REASONS = (
     BAD_QUOTING, WRONG_COLUMNS, BROKEN_JSON, NO_DOCUMENT, WRONG_TYPE, INVALID_UTF8, NUL_CHARACTER, TOO_LONG,
-    EMPTY_TEXT, EMPTY_ID, MISSING_LABEL, UNKNOWN_LABEL,
+    EMPTY_TEXT, EMPTY_ID, MISSING_LABEL, LABEL_SPELLING, UNKNOWN_LABEL,
 )  # fmt: skip
 
 
@@ -141,7 +142,8 @@ def make_row(
         if not labels and not spec.multilabel:
             raise Fault(MISSING_LABEL)
         if not spec.known(labels):
-            raise Fault(UNKNOWN_LABEL)
+            meant = {_plain(label) for label in spec.labels}
+            raise Fault(LABEL_SPELLING if all(_plain(label) in meant for label in labels) else UNKNOWN_LABEL)
     except Fault as fault:
         return BadRow(line, str(fault), raw, id or None)
     if len(labels) > 1:
@@ -198,6 +200,10 @@ def document_of_values(spec: RowSpec, values: dict[str, Any], strict: bool = Fal
         if strict:
             raise
         return None
+
+
+def _plain(label: bytes) -> str:
+    return label.decode("utf-8", "replace").strip().casefold()
 
 
 def _string(value: Any) -> bytes:

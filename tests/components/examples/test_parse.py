@@ -97,8 +97,9 @@ def test_csv_columns_are_found_by_name_and_others_passed_over():
         ("1,\u00a0\u2003,METHODS".encode(), "empty_text"),
         (b",a,METHODS", "empty_id"),
         (b"1,a,", "missing_label"),
-        (b"1,a,methods", "unknown_label"),
-        (b"1,a,METHODS ", "unknown_label"),
+        (b"1,a,methods", "label_case_or_space"),
+        (b"1,a,METHODS ", "label_case_or_space"),
+        (b"1,a,METHOD", "unknown_label"),
         (b"1,a,\xff", "unknown_label"),
     ],
 )
