@@ -342,6 +342,6 @@ def test_worker_processes_give_the_same_bytes_and_the_same_errors(
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     toy.ToyModel(fault="breaks_on_bytes").export(tmp_path / "broken" / "1")
     (source / "d.csv").write_text("id,text\n1,fine\n")
-    pairs = DATA.model_copy(update={"columns": Columns(id="id", text_pair="text")})
+    pairs = DATA.model_copy(update={"columns": Columns(text_pair="id")})
     with pytest.raises(DataError, match=r"^the model takes single texts: leave the second segment out$"):
         score(serving, source, tmp_path / "pairs", pairs, beam_pipeline_args=arguments)
