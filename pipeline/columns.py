@@ -25,14 +25,15 @@ def check_columns(source: str | Path, config: Config) -> None:
     """
     spec = row_spec(executor_config(config.data, config.task, config.labels, config.label_column))
     by_split = spans.find_files(config.data)[spans.spans_of_run(config.data, config.window)[-1]][1]
-    owners: dict[Path, str] = {}
-    for split, paths in by_split.items():
-        for path in paths:
-            if owners.setdefault(path, split) != split:
-                twice = path.relative_to(config.data.input)
-                raise ConfigError(f"{source}: {twice}: matches data.splits.{owners[path]} and data.splits.{split}")
-    for path in sorted(owners):
-        name = str(path.relative_to(config.data.input))
+    owners: dict[str, str] = {}
+    try:
+        for split, paths in by_split.items():
+            for path in paths:
+                parse.claim(owners, str(path.relative_to(config.data.input)), split)
+    except DataError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    for name in sorted(owners):
+        path = config.data.input / name
         try:
             _check_file(path, spec, name)
         except DataError as error:

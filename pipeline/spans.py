@@ -45,10 +45,10 @@ def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[s
                 groups = match.groupdict()
                 version = groups.get("version")
                 span = int(groups.get("span") or 0)
-                number = () if version is None else (int(version),)
-                for field, value in (("SPAN", groups.get("span")), ("VERSION", version)):
-                    _check_number(field, value, (span, *(number if field == "VERSION" else ())), name, spelled)
-                found[span][number[0] if number else -1][split].append(name)
+                for field, outer in (("span", ()), ("version", (span,))):
+                    if field in groups:
+                        _check_number(field.upper(), groups[field], outer, name, spelled)
+                found[span][-1 if version is None else int(version)][split].append(name)
     newest = {}
     for span in sorted(found):
         version_number = max(found[span])
@@ -57,17 +57,16 @@ def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[s
 
 
 def _check_number(
-    field: str, digits: str | None, place: tuple[int, ...], name: str, spelled: dict[tuple[int, ...], tuple[str, str]]
+    field: str, digits: str, outer: tuple[int, ...], name: str, spelled: dict[tuple[int, ...], tuple[str, str]]
 ) -> None:
     """Raises ConfigError for a number that TFX has no room for, or that two folders write in two ways."""
-    if digits is None:
-        return
-    if place[-1] > MAX_NUMBER:
+    number = int(digits)
+    if number > MAX_NUMBER:
         raise ConfigError(
             f"data.splits: {name}: {{{field}}} is {digits}, and numbers go to {MAX_NUMBER}; name it by its day, as in "
             "20261126"
         )
-    other, there = spelled.setdefault(place, (digits, name))
+    other, there = spelled.setdefault((*outer, number), (digits, name))
     if other != digits:
         raise ConfigError(
             f"data.splits: {there} and {name} have the same {{{field}}}, written {other} and {digits}; rename one"

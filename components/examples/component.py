@@ -22,7 +22,7 @@ from tfx.utils import proto_utils
 from components import progress
 from components.config import DataConfig
 from components.errors import DataError
-from components.examples import ingest, outcome
+from components.examples import ingest, outcome, parse
 from components.examples.driver import ContentDriver, matching_files
 from components.examples.files import ITEM_BYTES, InputFile
 from components.examples.spec import executor_config, row_spec
@@ -183,9 +183,7 @@ def find_inputs(input_base: str, input_config: Any) -> list[InputFile]:
             raise DataError(f"data.splits.{split.name}: no file matches {split.pattern!r} in {input_base}")
         for path in paths:
             name = os.path.relpath(path, input_base)
-            if path in owners:
-                raise DataError(f"{name}: matches data.splits.{owners[path]} and data.splits.{split.name}")
-            owners[path] = split.name
+            parse.claim(owners, name, split.name)
             inputs.append(InputFile(len(inputs), split.name, path, name))
     return inputs
 

@@ -197,6 +197,16 @@ def check_columns(columns: Sequence[str], spec: RowSpec, name: str) -> None:
             )
 
 
+def claim(owners: dict[str, str], name: str, split: str) -> None:
+    """Notes in `owners` that a file belongs to a split.
+
+    Raises:
+      DataError: it belongs to another already.
+    """
+    if (owner := owners.setdefault(name, split)) != split:
+        raise DataError(f"{name}: matches data.splits.{owner} and data.splits.{split}")
+
+
 def missing_key(name: str, key: str, first: Sequence[str]) -> DataError:
     """The error of a JSONL file in which no object has a configured key; `first`: the keys of the first object."""
     keys = describe_columns(first, first)
