@@ -14,14 +14,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from components.errors import ConfigError, PipelineError, explain_unexpected
 from pipeline import orchestrators
 from pipeline.environment import library_settings, spare_the_collector
 from pipeline.retraining import commands
 
+UsageError: Any = typer.BadParameter.__base__  # typer does not export it
+
+
+class UsageInJson(TyperGroup):
+    """With `--json` a usage error, too, is one object on standard output, beside its words on standard error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["as_json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if ctx.meta["as_json"]:
+                print(json.dumps({"error": error.format_message(), "error_kind": "UsageError"}, sort_keys=True))
+            raise
+
+
 app = typer.Typer(
     name="biobert-cnn",
+    cls=UsageInJson,
     help="From labelled biomedical text to a validated, gated, versioned BioBERT-CNN classifier that serves.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

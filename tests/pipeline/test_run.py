@@ -103,6 +103,17 @@ def test_every_command_answers_an_error_by_an_object_where_json_is_asked_for(com
     assert CliRunner().invoke(app, arguments).stdout == ""
 
 
+@pytest.mark.parametrize("command", ["run a.toml --bogus", "run", "nothing", "schedule nothing"])
+def test_bad_usage_too_is_an_object_where_json_is_asked_for(command: str) -> None:
+    done = CliRunner().invoke(app, [*command.split(), "--json"])
+    assert done.exit_code == 2
+    found = json.loads(done.stdout)
+    assert found["error_kind"] == "UsageError"
+    assert found["error"] in " ".join(done.stderr.replace("│", " ").split())
+    plain = CliRunner().invoke(app, command.split())
+    assert (plain.exit_code, plain.stdout) == (2, "")
+
+
 def test_unexpected_error_is_named_by_its_kind_alone(
     config: Config, minimal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
