@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from components.errors import PipelineError
 from pipeline.config import Config
 from pipeline.records import INTERRUPTED, RUN_ID, is_held, read_records
 from pipeline.retraining import housekeeping
@@ -58,6 +59,13 @@ def _steps(root: Path) -> tuple[Steps, str | None]:
 def print_history(config: Config, as_json: bool) -> None:
     """Prints the runs, oldest first, as a table or as one JSON object."""
     rows, source = list_runs(config.root)
+    unread = source is None and (config.root / housekeeping.DATABASE).exists()
+    if unread and not rows:
+        raise PipelineError(
+            f"{config.root / housekeeping.DATABASE}: cannot be read, no copy of it in {housekeeping.BACKUPS}/ can, and "
+            "there are no records of runs: which runs there were is not known. If another process holds it, call again "
+            "when that has ended; if it is damaged, move it away, and `biobert-cnn run` begins anew"
+        )
     if as_json:
         print(json.dumps({"root": str(config.root), "metadata": source, "runs": rows}))
         return
@@ -88,7 +96,9 @@ def print_history(config: Config, as_json: bool) -> None:
             ", ".join(f"{count} {state}" for state, count in sorted(Counter(row["steps"].values()).items())),
         )
     report_console().print(table if rows else f"no runs in {config.root} yet")
-    if source not in (None, housekeeping.DATABASE):
+    if unread:
+        report_console().print(f"steps are not known: {housekeeping.DATABASE} cannot be read, nor a copy of it")
+    elif source not in (None, housekeeping.DATABASE):
         report_console().print(f"steps as of {source}: the metadata itself cannot be read now")
 
 

@@ -1,6 +1,7 @@
 """`history`: records and a copy of the metadata, so that it answers whoever holds the metadata."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -136,3 +137,16 @@ def test_damaged_metadata_is_read_from_its_newest_copy_and_a_root_without_any_ha
     runs, source = list_runs(root)
     assert [(run["status"], run["steps"]) for run in runs] == [("pushed", {}), ("interrupted", {})]
     assert source is None
+
+
+def test_damaged_metadata_without_copies_or_records_is_no_empty_history(root: Path, minimal: Path) -> None:
+    (root / "metadata.sqlite").write_bytes(b"not a database" * 1000)
+    shutil.rmtree(root / "backups")
+    command = ["history", str(minimal), "--set", f"paths.root={root}"]
+    known = CliRunner().invoke(app, command)
+    assert (known.exit_code, FIRST in known.stdout) == (0, True)
+    assert "steps are not known: metadata.sqlite cannot be read" in known.stdout
+    shutil.rmtree(root / "runs")
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 1
+    assert "metadata.sqlite: cannot be read" in json.loads(done.stdout)["error"]
