@@ -6,7 +6,9 @@ gRPC and REST adapters talk to this class only; it wires source → manager and 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -71,12 +73,15 @@ class ServerCore:
     ) -> None:
         """Replaces the list of models and waits until the new ones answer.
 
-        What cannot be accepted changes nothing. Models that are no longer named are unloaded.
+        What cannot be accepted changes nothing. Models that are no longer named are unloaded. One reload at a time;
+        `timeout_s` and `stop` bound the wait for that, too.
 
         Raises:
             StatusError: the configuration is not acceptable, or a new model did not become available.
         """
-        with self._reload:
+        stop = stop or threading.Event()
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        with self._turn(deadline, stop):
             kind, old_kind = config.WhichOneof("config"), self._config.WhichOneof("config")
             if kind is None:
                 return
@@ -105,7 +110,19 @@ class ServerCore:
                         raise StatusError(
                             Code.NOT_FOUND, f"Unable to find a numerical version path for servable {where}"
                         )
-                self._await(new, timeout_s, stop or threading.Event())
+                self._await(new, None if timeout_s is None else deadline - time.monotonic(), stop)
+
+    @contextmanager
+    def _turn(self, deadline: float, stop: threading.Event) -> Iterator[None]:
+        """Waits for the reload that is under way to end."""
+        while not self._reload.acquire(timeout=0.1):
+            if stop.is_set() or time.monotonic() >= deadline:
+                code = Code.CANCELLED if stop.is_set() else Code.DEADLINE_EXCEEDED
+                raise StatusError(code, "Another reload of the configuration is still under way")
+        try:
+            yield
+        finally:
+            self._reload.release()
 
     def _await(self, names: list[str], timeout_s: float | None, stop: threading.Event) -> None:
         missing = self.manager.wait_settled(names, timeout_s, stop)

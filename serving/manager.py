@@ -280,8 +280,10 @@ class Manager:
 
         def settled(name: str) -> bool:
             model = self._models.get(name)
-            if model is None or not model.versions:
+            if model is None:
                 return False
+            if not model.versions:  # none has come yet, or the last has been withdrawn
+                return bool(model.ended)
             return bool(model.ready) or all(h.state is State.ERROR for h in model.versions.values())
 
         with self._changed:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -24,6 +23,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.admission import HEALTH, Admission, refusal
 from serving.core import ServerCore
 from serving.errors import Code, StartError, StatusError, invalid, where
 from serving.loader import Call
@@ -35,13 +35,12 @@ _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
-_HEALTH = "/grpc.health.v1.Health/"
 _NO_DEADLINE_S = 1e9
 # A connection that does not speak HTTP/2 is closed after so long, and one without a call after the second.
 _HANDSHAKE_MS = 20_000
 _IDLE_MS = 600_000
-# Beyond the inference slots: threads for health, status and reload, and for saying no.
-_SPARE_THREADS = 8
+# A connection that is silent is asked whether it is still there, and closed where no answer comes.
+_KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 # How long a server that stops says no: until nobody has asked for the first, and at most the second.
 _QUIET_S = 0.1
 _FAREWELL_S = 1.0
@@ -166,11 +165,6 @@ class Health:
         self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
-def _refusal(code: grpc.StatusCode, message: str) -> grpc.RpcMethodHandler:
-    """What an interceptor gives in place of a method."""
-    return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(code, message))
-
-
 class Farewell(grpc.ServerInterceptor):
     """Refuses new calls, health aside, before gRPC stops.
 
@@ -180,10 +174,10 @@ class Farewell(grpc.ServerInterceptor):
 
     def __init__(self) -> None:
         self._begun, self._asked = False, 0.0
-        self._refuse = _refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
+        self._refuse = refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
-        if not self._begun or details.method.startswith(_HEALTH):
+        if not self._begun or details.method.startswith(HEALTH):
             return continuation(details)
         self._asked = time.monotonic()
         return self._refuse
@@ -201,10 +195,10 @@ class _BearerTokens(grpc.ServerInterceptor):
 
     def __init__(self, tokens: Sequence[str]):
         self._tokens = [t.encode() for t in tokens]
-        self._refuse = _refusal(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
+        self._refuse = refusal(grpc.StatusCode.UNAUTHENTICATED, "A valid bearer token is required")
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
-        if details.method.startswith(_HEALTH):
+        if details.method.startswith(HEALTH):
             return continuation(details)
         sent = dict(details.invocation_metadata or ()).get("authorization", "")
         if token_accepted(sent, self._tokens):
@@ -238,7 +232,7 @@ def make_server(
     service: InferenceService,
     health_check: Health,
     farewell: Farewell,
-    threads: int,
+    admission: Admission,
     max_message_bytes: int,
     max_connections: int,
     arguments: Sequence[tuple[str, int | str]] = (),
@@ -248,17 +242,15 @@ def make_server(
 
     Args:
         farewell: what `stop` is to be preceded by.
-        threads: inference requests at once; the service itself refuses more.
+        admission: bounds the open calls, and gives each a thread.
         max_message_bytes: largest request.
         max_connections: open connections; gRPC closes further ones as they come.
         arguments: gRPC's channel arguments.
         tokens: accepted bearer tokens; empty: none is asked for.
     """
     server = grpc.server(
-        futures.ThreadPoolExecutor(threads + _SPARE_THREADS, thread_name_prefix="grpc"),
-        interceptors=[farewell, *([_BearerTokens(tokens)] if tokens else [])],
-        # What arrives beyond this is refused by gRPC itself, without a thread. The service refuses earlier.
-        maximum_concurrent_rpcs=2 * threads + 64,
+        admission.calls,
+        interceptors=[farewell, *([_BearerTokens(tokens)] if tokens else []), admission],
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -266,6 +258,8 @@ def make_server(
             ("grpc.max_allowed_incoming_connections", max_connections),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
             # No limit on a connection's streams: gRPC lets what is beyond it wait, and it is to be refused at once.
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
             *arguments,

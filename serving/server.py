@@ -29,6 +29,7 @@ from serving.flags import Flags, parse, usage
 if TYPE_CHECKING:
     import grpc
 
+    from serving.admission import Admission
     from serving.core import ServerCore
     from serving.http_server import HttpServer
     from serving.loader import Runner, SavedModelLoader
@@ -54,6 +55,7 @@ class ModelServer:
         self.rest_port = 0
         self._core: ServerCore | None = None
         self._grpc: grpc.Server | None = None
+        self._admission: Admission | None = None
         self._rest: HttpServer | None = None
         self._request_log: RequestLog | None = None
         self._tracer: OpenTelemetryTracer | None = None
@@ -67,6 +69,7 @@ class ModelServer:
         """
         # Imported here: with them comes TensorFlow, which a wrong flag need not wait for.
         from serving import config, inference, rpc
+        from serving.admission import Admission
         from serving.core import ServerCore
         from serving.manager import LoadOptions, Manager, VersionStatus
         from serving.metrics import Metrics
@@ -127,11 +130,12 @@ class ModelServer:
             self._request_log.log,
             self._tracer,
         )
+        self._admission = Admission(flags.grpc_max_threads)
         self._grpc = rpc.make_server(
             service,
             self._health,
             self._farewell,
-            flags.grpc_max_threads,
+            self._admission,
             flags.max_message_bytes,
             flags.max_connections,
             arguments,
@@ -140,7 +144,7 @@ class ModelServer:
         self._listen_grpc(credentials)
         if flags.rest_api_port:
             self._listen_rest(service, metrics, prometheus_path, tokens)
-        self._watch(core, metrics)
+        self._watch(core, metrics, self._admission)
 
     def _loader(self, metrics: Metrics) -> SavedModelLoader:
         from serving import config, inference
@@ -228,8 +232,8 @@ class ModelServer:
         self._rest, self.rest_port = rest, rest.port
         announce("rest", f"{_bracketed(flags.host)}:{self.rest_port}")
 
-    def _watch(self, core: ServerCore, metrics: Metrics) -> None:
-        """Keeps readiness up to date and, where asked to, rereads the configuration file."""
+    def _watch(self, core: ServerCore, metrics: Metrics, admission: Admission) -> None:
+        """Keeps readiness up to date, ends calls that hang and, where asked to, rereads the configuration file."""
         from serving.config import model_config
 
         interval = self._flags.model_config_file_poll_wait_seconds
@@ -239,6 +243,7 @@ class ModelServer:
                 is_ready = core.is_ready()
                 self._health.set_ready(is_ready)
                 metrics.ready.set(int(is_ready))
+                admission.end_overdue()
                 if self.stopping.wait(0.5):
                     return
 
@@ -273,6 +278,8 @@ class ModelServer:
             if self._rest is not None:
                 self._rest.stop(drain)
             stopped.wait()
+        if self._admission is not None:
+            self._admission.close()
         for thread in self._threads:
             thread.join()
         if self._core is not None:

@@ -155,6 +155,56 @@ def test_the_first_models_load_side_by_side_and_later_ones_in_turn(managed, tmp_
     eventually(lambda: sorted(loader.begun) == [1, 2, 3, 4])
 
 
+@pytest.fixture
+def loading(managed, tmp_path):
+    """A core whose only reload waits for a version that a test holds back, and the thread of that reload."""
+    loader, manager = managed
+    loader.hold(1)
+    config = ModelServerConfig()
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    config.model_config_list.config.add(name="m", base_path=str(tmp_path / "m"), model_platform="tensorflow")
+    core, errors = ServerCore(manager, poll_s=0), []
+
+    def reload() -> None:
+        try:
+            core.reload_config(config)
+        except StatusError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=reload, daemon=True)
+    thread.start()
+    return core, config, thread, errors
+
+
+def test_a_reload_ends_when_the_version_it_waits_for_fails_and_is_withdrawn(loading, managed, eventually):
+    (loader, manager), (_, _, thread, errors) = managed, loading
+    eventually(lambda: loader.begun == [1])
+    loader.broken.add(1)
+    with manager._changed:  # the reload looks only afterwards
+        loader.gates[1].set()
+        manager._changed.wait_for(lambda: manager.statuses("m")[0].state is State.ERROR, 30)
+        manager.set_aspired("m", {})
+    thread.join(30)
+    [error] = errors
+    assert error.message == (
+        "1 model(s) did not become available: {{name: m version: 1 due to error: DATA_LOSS: broken}}"
+    )
+
+
+def test_a_reload_waits_for_another_no_longer_than_its_client(loading, managed, eventually):
+    (loader, _), (core, config, thread, errors) = managed, loading
+    eventually(lambda: loader.begun == [1])
+    gone = threading.Event()
+    gone.set()
+    for timeout_s, stop, code in ((0.01, None, Code.DEADLINE_EXCEEDED), (None, gone, Code.CANCELLED)):
+        with pytest.raises(StatusError, match="Another reload of the configuration is still under way") as refused:
+            core.reload_config(config, timeout_s, stop)
+        assert refused.value.code is code
+    loader.gates[1].set()
+    thread.join(30)
+    assert (errors, core.is_ready()) == ([], True)
+
+
 def test_states_are_told_in_order():
     seen = []
     manager = Manager(HeldLoader(), LoadOptions(max_retries=0), lambda name, status: seen.append(status.state))
