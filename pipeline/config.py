@@ -7,7 +7,6 @@ Relative input paths start from the configuration file, output paths from the wo
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import tomllib
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from components import config as sections
 from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
+from components.examples.spans import matching_names
 from components.transform.vocab_file import read_tokens
 from pipeline.airflow.config import AirflowConfig
 from pipeline.kubeflow.config import KubeflowConfig
@@ -351,7 +351,7 @@ def _find_files(path: Path, config: Config) -> None:
         os.listdir(config.data.input)  # where this is not allowed, a glob would only find nothing
         for split, pattern in config.data.splits.items():
             plain = pattern.replace("{SPAN}", "*").replace("{VERSION}", "*")
-            if next(glob.iglob(plain, root_dir=config.data.input), None) is None:
+            if next(matching_names(config.data.input, plain), None) is None:
                 lines.append(f"  data.splits.{split}: no file matches {pattern!r} in {config.data.input}")
     if lines:
         raise ConfigError("\n".join([f"{path}: what it points at is missing", *lines]))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import glob
-import re
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from components.config import DataConfig
 from components.errors import ConfigError
+from components.examples.spans import find_versions, newest_version
 from pipeline.retraining.config import WindowConfig, span_number
-
-MAX_NUMBER = (1 << 31) - 1  # of a span or version: int32 in TFX's range_config.proto
-_FIELD = re.compile(r"(\{SPAN\}|\{VERSION\})")
 
 
 def has_spans(data: DataConfig) -> bool:
@@ -35,42 +30,9 @@ def find_names(data: DataConfig) -> dict[int, tuple[int | None, dict[str, list[s
     Raises:
       ConfigError: two folders have the same number, or one has a number that is too large.
     """
-    found: dict[int, dict[int, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    spelled: dict[tuple[int, ...], tuple[str, str]] = {}
-    for split, pattern in data.splits.items():
-        expression = re.compile(_expression(pattern))
-        for name in glob.iglob(_FIELD.sub("*", pattern), root_dir=data.input):
-            match = expression.fullmatch(name)
-            if match is not None:
-                groups = match.groupdict()
-                version = groups.get("version")
-                span = int(groups.get("span") or 0)
-                for field, outer in (("span", ()), ("version", (span,))):
-                    if field in groups:
-                        _check_number(field.upper(), groups[field], outer, name, spelled)
-                found[span][-1 if version is None else int(version)][split].append(name)
-    newest = {}
-    for span in sorted(found):
-        version_number = max(found[span])
-        newest[span] = (None if version_number < 0 else version_number, dict(found[span][version_number]))
-    return newest
-
-
-def _check_number(
-    field: str, digits: str, outer: tuple[int, ...], name: str, spelled: dict[tuple[int, ...], tuple[str, str]]
-) -> None:
-    """Raises ConfigError for a number that TFX has no room for, or that two folders write in two ways."""
-    number = int(digits)
-    if number > MAX_NUMBER:
-        raise ConfigError(
-            f"data.splits: {name}: {{{field}}} is {digits}, and numbers go to {MAX_NUMBER}; name it by its day, as in "
-            "20261126"
-        )
-    other, there = spelled.setdefault((*outer, number), (digits, name))
-    if other != digits:
-        raise ConfigError(
-            f"data.splits: {there} and {name} have the same {{{field}}}, written {other} and {digits}; rename one"
-        )
+    found = find_versions(data.input, data.splits)
+    newest = {span: newest_version(versions) for span, versions in found.items()}
+    return {span: (version, found[span][version]) for span, version in newest.items()}
 
 
 def incomplete_spans(data: DataConfig, window: WindowConfig) -> dict[int, tuple[str, ...]]:
@@ -123,21 +85,3 @@ def spans_of_run(data: DataConfig, window: WindowConfig) -> tuple[int, ...]:
             + "".join(f"; {line}" for line in describe_incomplete(data, incomplete_spans(data, window))[-3:])
         )
     return members
-
-
-def _expression(pattern: str) -> str:
-    """A glob with {SPAN} and {VERSION} as a regular expression; a field that stands there twice is the same twice."""
-    text, seen = "", set()
-    for piece in _FIELD.split(pattern):
-        if piece in ("{SPAN}", "{VERSION}"):
-            name = piece[1:-1].lower()
-            text += rf"(?P={name})" if name in seen else rf"(?P<{name}>\d+)"
-            seen.add(name)
-            continue
-        position = 0
-        for wild in re.finditer(r"\*|\?|\[!?[^\]]+\]", piece):
-            text += re.escape(piece[position : wild.start()])
-            text += {"*": "[^/]*", "?": "[^/]"}.get(wild.group(), wild.group().replace("[!", "[^"))
-            position = wild.end()
-        text += re.escape(piece[position:])
-    return text

@@ -23,8 +23,9 @@ from components import progress
 from components.config import DataConfig
 from components.errors import DataError
 from components.examples import ingest, outcome, parse
-from components.examples.driver import ContentDriver, matching_files
+from components.examples.driver import ContentDriver
 from components.examples.files import ITEM_BYTES, InputFile
+from components.examples.spans import files_of
 from components.examples.spec import executor_config, row_spec
 
 pb: Any = example_gen_pb2  # generated code: mypy sees no messages in it
@@ -68,13 +69,13 @@ class TextExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
             item_bytes=self.item_bytes,
         )
         ingest.make_folder(ingestion.work)
-        inputs = find_inputs(exec_properties["input_base"], input_config)
+        span, version = exec_properties.get("span") or 0, exec_properties.get("version")
+        inputs = find_inputs(exec_properties["input_base"], input_config, span, version)
         before = [_state(file.path) for file in inputs]
         found = self._ingest(ingestion, inputs, names, config)
         if [_state(file.path) for file in inputs] != before:
             raise DataError("an input file was changed while it was read: run again when it is complete")
 
-        span, version = exec_properties.get("span") or 0, exec_properties.get("version")
         # TFX's driver notes the span as a custom property, which `artifact.span` does not read.
         artifact.span = span
         report = outcome.build_report(found, span, version)
@@ -169,22 +170,19 @@ class TextExampleGen(component.FileBasedExampleGen):
         )
 
 
-def find_inputs(input_base: str, input_config: Any) -> list[InputFile]:
-    """The files of each split, sorted by name.
+def find_inputs(input_base: str, input_config: Any, span: int, version: int | None) -> list[InputFile]:
+    """The files of each split in a span and version, sorted by name.
 
     Raises:
       DataError: if a pattern matches no file, or a file belongs to two splits.
     """
     inputs: list[InputFile] = []
     owners: dict[str, str] = {}
-    for split in input_config.splits:
-        paths = matching_files(input_base, split.pattern)
-        if not paths:
-            raise DataError(f"data.splits.{split.name}: no file matches {split.pattern!r} in {input_base}")
-        for path in paths:
-            name = os.path.relpath(path, input_base)
-            parse.claim(owners, name, split.name)
-            inputs.append(InputFile(len(inputs), split.name, path, name))
+    splits = {split.name: split.pattern for split in input_config.splits}
+    for split, names in files_of(input_base, splits, span, version)[2].items():
+        for name in names:
+            parse.claim(owners, name, split)
+            inputs.append(InputFile(len(inputs), split, os.path.join(input_base, name), name))
     return inputs
 
 

@@ -1,84 +1,75 @@
-"""The driver of ingest: TFX's, but a file counts as changed when its content is."""
+"""The driver of ingest: TFX's, but span, version and files are those of `spans`, and a file counts as changed when its
+content is."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import itertools
 import os
 from typing import Any
 
+from apache_beam.io.filesystems import FileSystems
 from tfx.components.example_gen import driver, input_processor
-from tfx.dsl.io import fileio
 
-from components.errors import DataError
 from components.examples.files import sha256_file
+from components.examples.spans import Names, files_of
 
 
-def matching_files(base: str, pattern: str) -> list[str]:
-    """The files under `base` that match a glob, sorted; a bracket in `base` itself is no part of the glob.
-
-    As in a shell, a wildcard matches no hidden file: editors and copying programs leave such files beside the data.
-    """
-    folder = base if "://" in base else glob.escape(base)
-    found = sorted(str(path) for path in fileio.glob(os.path.join(folder, pattern)))
-    return [path for path in found if not fileio.isdir(path) and not _is_hidden(path, base, pattern)]
-
-
-def _is_hidden(path: str, base: str, pattern: str) -> bool:
-    parts, globs = os.path.relpath(path, base).split("/"), pattern.split("/")
-    return any(part.startswith(".") and not wild.startswith(".") for part, wild in zip(parts, globs, strict=True))
-
-
-class ContentInputProcessor(input_processor.FileBasedInputProcessor):
-    """Finds span and version as TFX does; the fingerprint is of the names and contents of the files.
+class ContentInputProcessor(input_processor.InputProcessor):
+    """The fingerprint is of the names and contents of the files.
 
     TFX's own is of sizes and modification times in whole seconds: it takes a copied file for a changed one, and a
-    file replaced by one as long within a second for the same. Remote files keep it: reading them twice is dear.
+    file replaced by one as long within a second for the same. Remote files keep that: reading them twice is dear.
     """
+
+    def __init__(self, input_base_uri: str, splits: Any, range_config: Any = None) -> None:
+        super().__init__(splits=splits, range_config=range_config)
+        self._base = input_base_uri
+        self._fingerprint = ""
 
     def resolve_span_and_version(self) -> tuple[int, int | None]:
         """The span and version to ingest.
 
         Raises:
-          DataError: if no files match, or the newest span or version differs between the splits.
+          DataError: if a split has no file in them. ConfigError: if two folders have the same number.
         """
-        try:
-            span, version = super().resolve_span_and_version()
-        except ValueError as error:
-            raise DataError(f"data.splits in {self._input_base_uri}: {error}") from None
-        if "://" not in self._input_base_uri:
-            fingerprint: Any = self._content_fingerprint(span, version)
-            self._fingerprint = fingerprint
+        span = None
+        if self._range_config and self._range_config.HasField("static_range"):
+            span = self._range_config.static_range.start_span_number
+        span, version, names = files_of(self._base, {split.name: split.pattern for split in self._splits}, span)
+        self._fingerprint = self._content_fingerprint(names)
         return span, version
 
     def get_pattern_for_span_version(self, pattern: str, span: int, version: int | None) -> str:
-        """The pattern with its span and version filled in, with as many leading zeros as the folders have."""
-        filled = super().get_pattern_for_span_version(pattern, span, version)
-        if "{" not in pattern or matching_files(self._input_base_uri, filled):
-            return filled
-        for zeros, more in itertools.product(range(1, 11), repeat=2):
-            padded = pattern.replace("{SPAN}", str(span).zfill(zeros))
-            padded = padded.replace("{VERSION}", str(version).zfill(more))
-            if matching_files(self._input_base_uri, padded):
-                return padded
-        return filled
+        """The pattern as it is: what it names in a span and version is for `spans` to say."""
+        return pattern
 
-    def _content_fingerprint(self, span: int, version: int | None) -> str:
+    def get_latest_span(self) -> int:
+        """The newest span."""
+        return self.resolve_span_and_version()[0]
+
+    def get_input_fingerprint(self, span: int, version: int | None) -> str:
+        """That of the files which `resolve_span_and_version` found."""
+        return self._fingerprint
+
+    def _content_fingerprint(self, names: Names) -> str:
         digest = hashlib.sha256()
         count = size = 0
-        for split in self._splits:
-            pattern = self.get_pattern_for_span_version(split.pattern, span, version)
-            for path in matching_files(self._input_base_uri, pattern):
-                name = os.path.relpath(path, self._input_base_uri)
-                content, length = sha256_file(path, name)
-                digest.update(f"{split.name}\0{name}\0{content}\n".encode())
+        for split, found in names.items():
+            for name in found:
+                path = os.path.join(self._base, name)
+                content, length = _remote_state(path) if "://" in path else sha256_file(path, name)
+                digest.update(f"{split}\0{name}\0{content}\n".encode())
                 count, size = count + 1, size + length
         return f"num_files:{count},total_bytes:{size},sha256:{digest.hexdigest()}"
 
 
+def _remote_state(path: str) -> tuple[str, int]:
+    metadata = FileSystems.get_filesystem(path).metadata(path)
+    return f"{metadata.size_in_bytes} {metadata.last_updated_in_seconds}", metadata.size_in_bytes
+
+
 class ContentDriver(driver.FileBasedDriver):
-    """TFX's driver of file-based ExampleGens with the fingerprint of `ContentInputProcessor`."""
+    """TFX's driver of file-based ExampleGens with the files and fingerprint of `ContentInputProcessor`."""
 
     def get_input_processor(self, splits, range_config=None, input_base_uri=None):
         """The processor for `splits` under `input_base_uri`."""

@@ -494,16 +494,66 @@ def test_span_folders_may_have_leading_zeros(tmp_path):
 
 def test_a_span_can_be_named(tmp_path):
     folder = spans(tmp_path / "in", "span-1/v1", "span-1/v2", "span-2/v1")
-    static = range_config_pb2.StaticRange(start_span_number=1, end_span_number=1)
-    found = run(tmp_path, config(folder, SPANS), range_config=range_config_pb2.RangeConfig(static_range=static))
-    assert found.texts("train") == ["span-1/v2"]
+    assert run(tmp_path, config(folder, SPANS), range_config=only(1)).texts("train") == ["span-1/v2"]
 
 
-def test_splits_of_different_newest_spans_are_an_error(tmp_path):
+def only(span):
+    """What the graph gives every node of the ingest."""
+    return range_config_pb2.RangeConfig(
+        static_range=range_config_pb2.StaticRange(start_span_number=span, end_span_number=span)
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folders", "span"),
+    [
+        ("span-{SPAN}", ("span-007", "span-012"), 7),
+        ("span-{SPAN}*", ("span-1-jan", "span-12-dec"), 1),
+        ("*{SPAN}", ("day12", "day2"), 2),
+        ("{SPAN}/{SPAN}", ("3/3", "3/4"), 3),
+        ("span-{SPAN}/v{VERSION}", ("span-07/v009", "span-07/v010", "span-70/v1"), 7),
+        ("s{SPAN}/v{VERSION}*", ("s1/v1-a", "s1/v12-b", "s1/v2"), 1),
+    ],
+)
+def test_ingest_of_a_span_reads_the_files_that_the_check_and_the_schedule_found(tmp_path, pattern, folders, span):
+    base = spans(tmp_path / "in [1] $HOME (a)", *folders)
+    data = config(base, {"train": f"{pattern}/train.csv", "eval": f"{pattern}/eval.csv"})
+    version, names = find_names(data)[span]
+    found = run(tmp_path, data, range_config=only(span))
+    assert (found.report["span"], found.report["version"]) == (span, version)
+    assert [file["file"] for file in found.report["files"]] == [*names["train"], *names["eval"]]
+    assert found.texts("train") == [name.removesuffix("/train.csv") for name in names["train"]]
+    assert len(names["train"]) == 1
+
+
+def test_span_without_a_file_for_a_split_is_an_error(tmp_path):
     folder = spans(tmp_path / "in", "span-1/v1", "span-2/v1")
     (folder / "span-2" / "v1" / "eval.csv").unlink()
-    with pytest.raises(DataError, match=r"^data\.splits in .*: Latest span should be the same for each split"):
-        run(tmp_path, config(folder, SPANS))
+    said = r"^data\.splits\.eval: no file of span 2 in version 1 matches 'span-\{SPAN\}/v\{VERSION\}/eval\.csv' in "
+    for chosen in (None, only(2)):
+        with pytest.raises(DataError, match=said):
+            run(tmp_path, config(folder, SPANS), range_config=chosen)
+    with pytest.raises(DataError, match=r"no file of span 5 matches"):
+        run(tmp_path, config(folder, SPANS), range_config=only(5))
+
+
+def test_version_that_comes_while_a_span_is_read_is_for_the_next_run(tmp_path, monkeypatch):
+    folder = spans(tmp_path / "in", "span-1/v1")
+    drive = ContentDriver.resolve_exec_properties
+
+    def late(self, properties, pipeline, component):
+        found = drive(self, properties, pipeline, component)
+        spans(folder, "span-1/v2")
+        return found
+
+    monkeypatch.setattr(ContentDriver, "resolve_exec_properties", late)
+    assert run(tmp_path, config(folder, SPANS), range_config=only(1)).texts("train") == ["span-1/v1"]
+
+
+def test_pipe_that_matches_a_glob_is_no_data(tmp_path):
+    folder = write(tmp_path / "in", train=["1,a,METHODS"], eval=["2,b,METHODS"])
+    os.mkfifo(folder / "train-pipe.csv")
+    assert run(tmp_path, config(folder, {"train": "train*.csv", "eval": "eval.csv"})).texts("train") == ["a"]
 
 
 def test_folder_may_have_brackets_in_its_name(tmp_path):
