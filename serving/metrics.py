@@ -1,8 +1,9 @@
 """Counters, gauges and histograms, and the page that Prometheus reads.
 
-Names and buckets are TensorFlow Serving's (servables/tensorflow/util.cc, util/prometheus_exporter.cc): a path such as
-`/tensorflow/serving/request_count` becomes `:tensorflow:serving:request_count`. Client libraries append `_total` to
-counters, which dashboards made for TensorFlow Serving do not expect; hence this small registry.
+Names, labels and buckets are TensorFlow Serving's (servables/tensorflow/util.cc, batching/batching_session.cc and
+others; util/prometheus_exporter.cc): a path such as `/tensorflow/serving/request_count` becomes
+`:tensorflow:serving:request_count`. Batching's metrics have the model's name as their only label. Client libraries
+append `_total` to counters, which dashboards made for TensorFlow Serving do not expect; hence this small registry.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Sequence
 
 # Scale 10 µs, growth 1.8, 33 buckets: up to some 20 minutes.
 LATENCY_BUCKETS = [10 * 1.8**i for i in range(33)]
-POWERS_OF_TWO = [2.0**i for i in range(15)]
+QUEUING_BUCKETS = [100 * 1.2**i for i in range(52)]  # up to about a second
+EXAMPLES_BUCKETS = [2.0**i for i in range(15)]
+BATCH_BUCKETS = [2.0**i for i in range(14)]
 
 
 class _Metric:
@@ -133,13 +136,13 @@ class Metrics:
             ["model_name", "API", "runtime"], LATENCY_BUCKETS,
         )  # fmt: skip
         self.request_example_counts = Histogram(
-            prefix + "request_example_counts", "Examples in a request.", ["model"], POWERS_OF_TWO
+            prefix + "request_example_counts", "Examples in a request.", ["model"], EXAMPLES_BUCKETS
         )
         self.request_example_count_total = Counter(
             prefix + "request_example_count_total", "The total number of examples.", ["model"]
         )
         self.request_log_count = Counter(
-            prefix + "request_log_count", "Requests logged, by outcome.", ["model_name", "status"]
+            prefix + "request_log_count", "Requests logged, by outcome.", ["model_name", "status_code"]
         )
         self.warmup_latency = Histogram(
             prefix + "model_warmup_latency", "Wall time of a warm-up, microseconds.",
@@ -151,22 +154,22 @@ class Metrics:
         session = prefix + "batching_session/"
         self.queuing_latency = Histogram(
             session + "queuing_latency", "Time a task waits for its batch, microseconds.",
-            ["model_name"], LATENCY_BUCKETS,
+            ["model_name"], QUEUING_BUCKETS,
         )  # fmt: skip
         self.input_batch_size = Histogram(
-            session + "input_batch_size", "Rows in a request.", ["model_name"], POWERS_OF_TWO
+            session + "input_batch_size", "Rows in a request.", ["model_name"], BATCH_BUCKETS
         )
         self.processed_batch_size = Histogram(
             session + "processed_batch_size", "Rows in a batch, padding rows included.",
-            ["model_name"], POWERS_OF_TWO,
+            ["model_name"], BATCH_BUCKETS,
         )  # fmt: skip
         self.padding_size = Histogram(
-            session + "padding_size", "Padding rows in a batch.", ["model_name"], POWERS_OF_TWO
+            session + "padding_size", "Padding rows in a batch.", ["model_name"], BATCH_BUCKETS
         )
         self.wrapped_run_count = Counter(session + "wrapped_run_count", "Batches computed.", ["model_name"])
         own = "/biobert_cnn/serving/"
         self.tokenizer_latency = Histogram(
-            own + "tokenizer_latency", "Time to count a request's tokens, microseconds.",
+            own + "tokenizer_latency", "Time to count the tokens of requests that came together, microseconds.",
             ["model_name"], LATENCY_BUCKETS,
         )  # fmt: skip
         self.tokens = Counter(own + "tokens", "Tokens in batches, without padding.", ["model_name"])

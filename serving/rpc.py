@@ -135,9 +135,11 @@ class Health:
     for readiness: every configured model answers and the server is not stopping.
     """
 
+    _SERVICES = ("ModelService", "PredictionService", MODEL_SERVICE, PREDICTION_SERVICE)
+
     def __init__(self) -> None:
         self.servicer = health.HealthServicer()
-        for name in ("liveness", "ModelService", "PredictionService", MODEL_SERVICE, PREDICTION_SERVICE):
+        for name in ("liveness", *self._SERVICES):
             self.servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         self.servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         self._available: dict[str, set[int]] = {}
@@ -156,9 +158,10 @@ class Health:
         self._set("", ready and not self._stopping)
 
     def stopping(self) -> None:
-        """Nothing is ready from now on; new requests should go elsewhere."""
+        """Nothing is ready from now on, but the process is alive; new requests should go elsewhere."""
         self._stopping = True
-        self.servicer.enter_graceful_shutdown()
+        for name in ("", *self._SERVICES, *list(self._available)):
+            self._set(name, False)
 
     def _set(self, name: str, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -21,6 +22,7 @@ from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_log_pb2,
     prediction_service_pb2_grpc,
 )
 
@@ -153,11 +155,18 @@ def test_a_label_must_point_at_an_available_version(serve, versions, tmp_path):
 # === Reload ===
 
 
-def test_reload_by_rpc_adds_and_removes_models(serve, toys, eventually):
+def test_reload_by_rpc_adds_and_removes_models(serve, toys, tmp_path, eventually):
     running = serve(toys.half_plus_two, model_name="two")
-    two, three = entry("two", toys.half_plus_two), entry("three", toys.half_plus_three)
-    response = reload(running.channel, config(two, three), "/tensorflow/serving/request_count")
-    assert (response.status.error_code, response.metric[0].int64_value_increase) == (0, 0)
+    two, three = entry("two", toys.half_plus_two), entry("three", tmp_path / "three")
+    shutil.copytree(toys.half_plus_three, tmp_path / "three")
+    (tmp_path / "three/123/assets.extra").mkdir()
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto([1.0]))
+    with tf.io.TFRecordWriter(str(tmp_path / "three/123/assets.extra/tf_serving_warmup_requests")) as writer:
+        for _ in range(3):
+            writer.write(log.SerializeToString())
+    response = reload(running.channel, config(two, three), "/tensorflow/serving/model_warmup_records_read")
+    assert (response.status.error_code, response.metric[0].int64_value_increase) == (0, 3)
     assert ask(running.channel, "three") == (4.0, 123)
     reload(running.channel, config(three))
     eventually(lambda: available(running.channel, "two") == [])
@@ -333,6 +342,25 @@ def test_health_tells_readiness_from_liveness_and_knows_each_model(serve, toys, 
     assert [health(running.channel, s) for s in ("liveness", "three")] == ["SERVING", "SERVING"]
 
 
+def test_readiness_follows_the_models_and_the_stop_and_can_be_watched(serve, toys, tmp_path, eventually):
+    (tmp_path / "later").mkdir()
+    running = serve(toys.half_plus_two, model_name="two", file_system_poll_wait_seconds=1)
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    statuses = (health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) for answer in watch)
+    assert next(statuses) == "SERVING"
+    both = config(entry("two", toys.half_plus_two), entry("later", tmp_path / "later"))
+    assert code_of(lambda: reload(running.channel, both))[0] is grpc.StatusCode.NOT_FOUND
+    assert next(statuses) == "NOT_SERVING"  # one of two models has no version
+    shutil.copytree(toys.half_plus_two / "123", tmp_path / "later" / "1")
+    assert next(statuses) == "SERVING"
+    running.server._health.stopping()
+    assert next(statuses) == "NOT_SERVING"
+    assert [health(running.channel, name) for name in ("liveness", "two", "PredictionService")] == [
+        "SERVING", "NOT_SERVING", "NOT_SERVING"
+    ]  # fmt: skip
+    watch.cancel()
+
+
 def test_reflection_lists_the_services(serve, toys):
     running = serve(toys.half_plus_two)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -347,14 +375,37 @@ def test_reflection_lists_the_services(serve, toys):
 # === Flags ===
 
 
-def test_flags_have_tensorflow_serving_s_defaults():
-    flags = Flags()
-    assert (flags.port, flags.rest_api_port, flags.model_name, flags.rest_api_timeout_in_ms) == (
-        8500, 0, "default", 30000,
-    )  # fmt: skip
-    assert (flags.file_system_poll_wait_seconds, flags.max_num_load_retries) == (1, 5)
-    assert (flags.load_retry_interval_micros, flags.saved_model_tags) == (60_000_000, "serve")
-    assert (flags.enable_batching, flags.enable_model_warmup, flags.host) == (False, True, "127.0.0.1")
+CPUS = len(os.sched_getaffinity(0))
+# model_servers/main.cc and server.h of TensorFlow Serving 2.20, every flag; the latter's options hold the defaults.
+FLAGS_2_20 = {
+    "allow_version_labels_for_unavailable_models": False, "batching_parameters_file": "", "enable_batching": False,
+    "enable_grpc_healthcheck_service": False, "enable_model_warmup": True,
+    "enable_per_model_batching_parameters": False, "enable_profiler": True,
+    "enable_serialization_as_tensor_content": False, "enable_signature_method_name_check": False,
+    "file_system_poll_wait_seconds": 1, "flush_filesystem_caches": True, "grpc_channel_arguments": "",
+    "grpc_max_threads": 4 * CPUS, "grpc_socket_path": "", "load_retry_interval_micros": 60_000_000,
+    "max_num_load_retries": 5, "mixed_precision": "", "model_base_path": "", "model_config_file": "",
+    "model_config_file_poll_wait_seconds": 0, "model_name": "default", "monitoring_config_file": "",
+    "num_load_threads": 0, "num_request_iterations_for_warmup": 0, "num_tflite_interpreters_per_pool": 1,
+    "num_tflite_pools": CPUS, "num_unload_threads": 0, "per_process_gpu_memory_fraction": 0.0,
+    "platform_config_file": "", "port": 8500, "prefer_tflite_model": False,
+    "remove_unused_fields_from_bundle_metagraph": True, "rest_api_enable_cors_support": False,
+    "rest_api_num_threads": 4 * CPUS, "rest_api_port": 0, "rest_api_timeout_in_ms": 30_000,
+    "saved_model_tags": "serve", "skip_initialize_tpu": False, "ssl_config_file": "",
+    "tensorflow_inter_op_parallelism": 0, "tensorflow_intra_op_parallelism": 0, "tensorflow_session_config_file": "",
+    "tensorflow_session_parallelism": 0, "thread_pool_factory_config_file": "", "use_alts_credentials": False,
+    "version": False, "xla_cpu_compilation_enabled": False, "xla_gpu_compilation_enabled": False,
+}  # fmt: skip
+
+
+def test_flags_are_tensorflow_serving_s_with_its_defaults():
+    ours = vars(Flags())
+    assert {name: ours.get(name, "missing") for name in FLAGS_2_20} == FLAGS_2_20
+    assert set(ours) - set(FLAGS_2_20) == {
+        "host", "max_message_bytes", "max_connections", "bearer_tokens_file", "drain_seconds", "max_batch_tokens",
+        "otlp_endpoint",
+    }  # fmt: skip
+    assert Flags().host == "127.0.0.1"
 
 
 def test_flags_are_read_as_tensorflow_serving_reads_them():

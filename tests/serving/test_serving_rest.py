@@ -372,14 +372,32 @@ def test_every_request_is_counted_with_its_status_and_no_name_that_a_client_made
     ]  # fmt: skip
 
 
-def test_metrics_have_tensorflow_serving_s_names():
-    session = [f"batching_session:{n}" for n in ("queuing_latency", "wrapped_run_count", "input_batch_size")]
-    session += [f"batching_session:{n}" for n in ("processed_batch_size", "padding_size")]
-    names = [
-        "request_count", "request_latency", "runtime_latency", "request_example_counts", "request_example_count_total",
-        "request_log_count", "model_warmup_latency", "model_warmup_records_read", *session,
-    ]  # fmt: skip
-    assert {f":tensorflow:serving:{n}" for n in names} <= {m.name for m in vars(Metrics()).values()}
+def test_metrics_are_tensorflow_serving_s():
+    # Labels and, for histograms, scale, growth and number of buckets, as its sources have them.
+    latency, sizes, batching = (10, 1.8, 33), (1, 2, 14), ("model_name",)  # the label is this server's own
+    theirs = {
+        "request_count": (("model_name", "status"), None),
+        "request_latency": (("model_name", "API", "entrypoint"), latency),
+        "runtime_latency": (("model_name", "API", "runtime"), latency),
+        "request_example_counts": (("model",), (1, 2, 15)),
+        "request_example_count_total": (("model",), None),
+        "request_log_count": (("model_name", "status_code"), None),
+        "model_warmup_latency": (("model_path", "status"), latency),
+        "model_warmup_records_read": (("model_path", "status"), None),
+        "batching_session:queuing_latency": (batching, (100, 1.2, 52)),
+        "batching_session:wrapped_run_count": (batching, None),
+        "batching_session:input_batch_size": (batching, sizes),
+        "batching_session:processed_batch_size": (batching, sizes),
+        "batching_session:padding_size": (batching, sizes),
+    }  # fmt: skip
+    ours = {m.name: m for m in vars(Metrics()).values() if m.name.startswith(":tensorflow:serving:")}
+    assert set(ours) == {f":tensorflow:serving:{name}" for name in theirs}
+    for name, (labels, buckets) in theirs.items():
+        metric = ours[f":tensorflow:serving:{name}"]
+        assert metric.labels == labels, name
+        if buckets:
+            scale, growth, count = buckets
+            assert metric._bounds == pytest.approx([scale * growth**n for n in range(count)]), name
 
 
 def test_a_connection_serves_many_requests_and_chunked_bodies(half):

@@ -241,12 +241,3 @@ def test_a_call_that_ends_without_a_message_is_told_so(running):
         client.sendall(frame(DATA, END_STREAM, 1, b""))
         statuses = (payload for kind, _, stream, payload in frames(incoming) if (kind, stream) == (HEADERS, 1))
         assert b"requires exactly one request message" in next(statuses)
-
-
-def test_health_can_be_watched(serve, toys):
-    running = serve(toys.text, model_name="m")
-    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest(service=""))
-    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-    running.server._health.stopping()
-    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    watch.cancel()
