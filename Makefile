@@ -12,7 +12,7 @@ setup:
 	@bash deploy/bootstrap/bootstrap.sh
 
 run: setup
-	@.venv/bin/biobert-cnn run $(CONFIG) $(ARGS)
+	@.venv/bin/biobert-cnn run "$(CONFIG)" $(ARGS)
 
 test: setup
 	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)

@@ -87,7 +87,6 @@ class Environments:
         self.settings = os.environ | {
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_NO_CONFIG": "1",
-            "UV_BUILD_CONSTRAINT": str(ROOT / "deploy" / "bootstrap" / "build.txt"),
         }
         self.settings.setdefault("UV_HTTP_TIMEOUT", "180")
         self.settings.setdefault("UV_CACHE_DIR", str(ROOT / ".tools" / "cache"))
@@ -117,7 +116,9 @@ class Environments:
 
     def install(self, python: Path, *arguments: str | Path) -> None:
         """Installs more into an environment."""
-        run_command(self._uv, "pip", "install", "-q", "--python", python, *arguments, env=self.settings)
+        pins = ROOT / "deploy" / "bootstrap" / "build.txt"
+        command = [self._uv, "pip", "install", "-q", "--python", python, "--build-constraints", pins, *arguments]
+        run_command(*command, env=self.settings)
 
 
 @pytest.fixture

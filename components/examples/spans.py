@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from components.errors import ConfigError, DataError
 
@@ -20,7 +21,7 @@ _FIELD = re.compile(r"(\{SPAN\}|\{VERSION\})")
 Names = dict[str, list[str]]  # by split, sorted, relative to the folder
 
 
-def find_versions(folder: str | Path, splits: Mapping[str, str]) -> dict[int, dict[int | None, Names]]:
+def find_versions(folder: str | Path, splits: Mapping[Any, str]) -> dict[int, dict[int | None, Names]]:
     """Span → version → the files of each split; span 0 and version None where the globs have no such field.
 
     Args:
@@ -56,7 +57,7 @@ def newest_version(versions: Mapping[int | None, Names]) -> int | None:
 
 
 def files_of(
-    folder: str | Path, splits: Mapping[str, str], span: int | None = None, version: int | None = None
+    folder: str | Path, splits: Mapping[Any, str], span: int | None = None, version: int | None = None
 ) -> tuple[int, int | None, Names]:
     """Span, version and files that a run reads.
 

@@ -12,7 +12,9 @@ folder=${1:-$root/.tools/airflow}
 uv=$root/.tools/venv/bin/uv
 [ -x "$uv" ] || { echo "airflow: make setup first" >&2; exit 1; }
 python=
-for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+candidates=(python3 python3.12 python3.11 python3.10)
+[ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+for candidate in "${candidates[@]}"; do
   if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
     python=$candidate
     break

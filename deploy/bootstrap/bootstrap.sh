@@ -18,7 +18,9 @@ say() { printf 'bootstrap: %s\n' "$*" >&2; }
 # ---- which Python -------------------------------------------------------------------------------
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 python=
-for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+candidates=(python3 python3.13 python3.12 python3.11)
+[ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+for candidate in "${candidates[@]}"; do
   if command -v "$candidate" >/dev/null 2>&1 && suits "$candidate"; then
     python=$(command -v "$candidate"); break
   fi
@@ -85,7 +87,8 @@ fi
 [ -n "${SSL_CERT_FILE:-}" ] || [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE=$PIP_CERT
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$root/.tools/cache/pip}
 export UV_CACHE_DIR=${UV_CACHE_DIR:-$root/.tools/cache} UV_LINK_MODE=${UV_LINK_MODE:-hardlink} UV_NO_CONFIG=1
-export UV_BUILD_CONSTRAINT=$here/build.txt UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+unset UV_BUILD_CONSTRAINT  # uv would split it at spaces
+export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
 install_project() {  # the checkout itself; its entry points and names follow pyproject.toml
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
   echo "$project" > "$stamp.project"
@@ -107,7 +110,8 @@ fi
 if [ "$(printf '%s\n' 2.38 "$glibc" | sort -V | head -n1)" != 2.38 ]; then
   bash "$here/runtime.sh" "$root" "$python"
 fi
-"$uv" pip install --quiet --python .venv/bin/python --require-hashes -r "$here/requirements.txt"
+"$uv" pip install --quiet --python .venv/bin/python --require-hashes -r "$here/requirements.txt" \
+  --build-constraints "$here/build.txt"
 install_project
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # so that the first run does not pay for it
 echo "$wanted" > "$stamp"

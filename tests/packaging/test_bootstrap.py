@@ -93,6 +93,38 @@ def test_compiler_is_the_one_that_builds(
     assert said in messages if said else "compiler" not in messages
 
 
+def test_checkout_and_python_may_have_spaces_in_their_paths(tmp_path: Path) -> None:
+    """The whole of it, with stand-ins for Python, pip and uv: what uv is asked for, and what it reads besides."""
+    checkout, tools = tmp_path / "Studie (1) check out", tmp_path / "own python"
+    shutil.copytree(ROOT / "deploy" / "bootstrap", checkout / "deploy" / "bootstrap")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    tools.mkdir()
+    for name, body in {
+        "getconf": "echo glibc 2.39",
+        "uv": 'printf "%s\\n" "$*" >> calls; [ -z "${UV_BUILD_CONSTRAINT:-}" ] || echo split >> calls',
+        "python3": '[ "$1 $2" != "-m venv" ] || { for last; do :; done; mkdir -p "$last/bin"; '
+        'cp "$0" "$last/bin/python"; cp "${0%/*}/uv" "$last/bin/"; exit; }; case "$*" in *get_path*) dirname '
+        '"$0";; esac',
+        "Python.h": "",
+    }.items():
+        (tools / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        (tools / name).chmod(0o755)
+    subprocess.run(
+        [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True,
+        env={"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": str(tools / "python3"), "UV_BUILD_CONSTRAINT": "mine"},
+    )  # fmt: skip
+    installs = (checkout / "calls").read_text().splitlines()
+    pins = checkout / "deploy" / "bootstrap" / "build.txt"
+    assert installs[0].endswith(f"-r {checkout}/deploy/bootstrap/requirements.txt --build-constraints {pins}")
+    assert installs[1].endswith("--editable .")
+    assert len(installs) == 2
+
+
+def test_uv_takes_pins_of_builds_from_a_folder_with_a_space(environments, tmp_path: Path) -> None:
+    pins = shutil.copytree(ROOT / "deploy" / "bootstrap", tmp_path / "check out") / "build.txt"
+    environments.install(Path(sys.executable), "--dry-run", "--offline", "--build-constraints", pins, "tfx")
+
+
 # ---- the private C library ----
 
 NAMED = ("run on Debian 13, Ubuntu 24.04 or newer", "use the container image", ".runtime/debs and call again")
