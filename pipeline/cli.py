@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from components.errors import ConfigError, PipelineError, explain_unexpected
 from pipeline import orchestrators
-from pipeline.environment import library_settings, spare_the_collector
+from pipeline.environment import library_settings, spare_the_collector, write_any_character
 from pipeline.retraining import commands
 
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
@@ -316,6 +316,7 @@ def main() -> None:
     """The console script."""
     os.environ.update(library_settings())
     spare_the_collector()
+    write_any_character()
     app()
 
 

@@ -12,9 +12,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+
+def _log_stream(descriptor: int) -> IO[str]:
+    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -28,13 +33,14 @@ def quiet(log: Path) -> Iterator[Console]:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", buffering=1))
+    handler = logging.StreamHandler(_log_stream(os.dup(2)))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    stream = os.fdopen(os.dup(terminal), "w", buffering=1)
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    stream = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=encoding, errors="backslashreplace")
     try:
         yield Console(file=stream, soft_wrap=True, highlight=False)
     finally:
@@ -60,7 +66,7 @@ def step_log(log: Path) -> Iterator[None]:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    handler = logging.StreamHandler(os.fdopen(file, "w", buffering=1))
+    handler = logging.StreamHandler(_log_stream(file))
     root = logging.getLogger()
     handlers = root.handlers[:]
     handler.setFormatter(handlers[0].formatter if handlers else None)

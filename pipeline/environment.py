@@ -1,10 +1,12 @@
-"""What the libraries underneath read from the environment when they are imported."""
+"""What is settled before a command starts: what libraries read from the environment, and how its output is written."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
+import sys
 
 
 def library_settings() -> dict[str, str]:
@@ -26,3 +28,10 @@ def spare_the_collector() -> None:
     """
     gc.set_threshold(50_000, 20, 100)
     atexit.register(gc.freeze)
+
+
+def write_any_character() -> None:
+    """What standard output and error have no room for, such as an arrow in Latin-1, is written as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

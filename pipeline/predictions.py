@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -53,8 +54,10 @@ def print_file(config: Config, file: Path, version: int | None, as_json: bool = 
         if as_json:
             print(json.dumps({"predictions": list(rows)}))
             return
+        # Elsewhere JSON's own escapes: those of the stream would be none.
+        plain = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row, ensure_ascii=plain))
 
 
 def score_files(

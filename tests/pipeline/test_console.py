@@ -1,10 +1,14 @@
 """What a person sees of a run: a line as each step starts and ends, and the trainer's bar."""
 
 import io
+import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -13,7 +17,11 @@ from typer.testing import CliRunner
 
 from components.errors import ServingError
 from pipeline.cli import errors_in_words
+from pipeline.config import load_config
 from pipeline.console import StepDisplay, chatter_to, quiet
+from pipeline.predictions import print_file
+
+ROOT = Path(__file__).resolve().parents[2]
 
 EPOCH = {"epoch": 1, "epochs": 3, "step": 10, "steps": 30, "loss": 0.98765, "texts_per_s": 1234.5, "seconds_left": 61.7}
 
@@ -129,3 +137,39 @@ def test_an_error_names_a_log_that_holds_something(tmp_path: Path, said: bytes, 
     done = CliRunner().invoke(app, [])
     note = f"what the libraries said meanwhile: {log}\n" if named else ""
     assert (done.exit_code, done.output) == (ServingError.exit_status, f"error: it failed\n{note}")
+
+
+@pytest.mark.parametrize(("encoding", "arrow"), [("ascii", "\\u2192"), ("latin-1", "\\u2192"), ("utf-8", "→")])
+def test_terminal_that_is_not_utf_8_costs_no_command_its_success(encoding: str, arrow: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline import cli\n"
+        "def ends():\n"
+        "    from pipeline.console import quiet, report_console\n"
+        "    from pipeline.summary import print_summary\n"
+        "    with quiet(Path(sys.argv[1])) as console: console.print('läuft →', end=' '); print('→ Übelkeit')\n"
+        "    pushed = dict(status='pushed', version=7, model_path='/m/7', seconds=dict(total=1.5))\n"
+        "    print_summary(report_console(), pushed, '/m')\n"
+        "cli.app = ends; cli.main()\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for command in (["-m", "pipeline.cli", "--help"], ["-c", code, str(tmp_path / "logs" / "run.log")]):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, encoding=encoding, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert arrow in done.stdout
+    assert done.stdout.startswith(f"pushed version 7 {arrow} /m/7")
+    assert done.stderr.startswith(f"l{'ä' if encoding != 'ascii' else chr(92) + 'xe4'}uft {arrow}")
+    assert "belkeit" in (tmp_path / "logs" / "run.log").read_text(encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_predictions_are_json_on_every_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch, minimal: Path) -> None:
+    row = {"file": "fälle.csv", "label": "Übelkeit"}
+    monkeypatch.setitem(sys.modules, "pipeline.predict", SimpleNamespace(predict_file=lambda *_: [row]))
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace"))
+    print_file(load_config(minimal), Path("fälle.csv"), None)
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue().decode(encoding)) == row
+    assert ("Übelkeit" in raw.getvalue().decode()) == (encoding == "utf-8")
