@@ -47,7 +47,7 @@ class Executor(base_executor.BaseExecutor):
             artifact = artifact_utils.get_single_instance(input_dict["statistics"])
             splits = artifact_utils.decode_split_names(artifact.split_names)
             statistics = [stats_artifact_utils.load_statistics(artifact, split).proto() for split in splits]
-            schema = infer_schema(statistics, config["labels"], label_feature)
+            schema = infer_schema(statistics, config["labels"], label_feature, config["task"] == "multilabel")
         parsing = example_schema(
             label_feature,
             config["task"] == "multilabel",

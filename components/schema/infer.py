@@ -13,9 +13,15 @@ from components.statistics.derive import COVERAGE, DERIVED_FEATURES
 
 
 def infer_schema(
-    statistics: list[statistics_pb2.DatasetFeatureStatisticsList], labels: list[str], label_feature: str
+    statistics: list[statistics_pb2.DatasetFeatureStatisticsList],
+    labels: list[str],
+    label_feature: str,
+    multilabel: bool = False,
 ) -> schema_pb2.Schema:
-    """A schema that all given statistics satisfy, the label's domain being the configured labels."""
+    """A schema that all given statistics satisfy, the label's domain being the configured labels.
+
+    A row has one label; of a `multilabel` task none or more.
+    """
     schema = tfdv.infer_schema(statistics[0], infer_feature_shape=False)
     for more in statistics[1:]:
         schema = tfdv.update_schema(schema, more, infer_feature_shape=False)
@@ -29,6 +35,9 @@ def infer_schema(
             feature.ClearField("domain")
             feature.string_domain.name = label_feature
             feature.string_domain.value.extend(labels)
+            if multilabel:  # that all rows of the first data have one label says nothing of the next
+                feature.value_count.Clear()
+                feature.value_count.min = 0
         else:
             # A column to slice by (a journal, a year) gets new values with every span: that is no anomaly.
             feature.ClearField("domain")

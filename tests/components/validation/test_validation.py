@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
+from tensorflow_data_validation.statistics.stats_impl import generate_statistics_in_memory
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -93,6 +94,21 @@ def test_inferred_schema_is_the_same_in_whatever_order_the_statistics_come(measu
     turned.datasets[0].features.reverse()
     schemas = [infer_schema([item], LABELS, "label").SerializeToString() for item in (found, turned)]
     assert schemas[0] == schemas[1]
+
+
+def labelled(rows: list[list[bytes]]) -> statistics_pb2.DatasetFeatureStatisticsList:
+    """The statistics of a multi-label task's labels."""
+    return generate_statistics_in_memory(
+        pa.RecordBatch.from_arrays([pa.array(rows, pa.list_(pa.binary()))], ["labels"])
+    )
+
+
+@pytest.mark.parametrize("later", [[[b"no"], []], [[b"no", b"yes"], [b"yes"]], [[], []]])
+def test_rows_of_a_multilabel_task_may_have_none_or_more_whatever_the_first_data_had(later: list[list[bytes]]) -> None:
+    schema = infer_schema([labelled([[b"no"], [b"yes"]])], LABELS, "labels", multilabel=True)
+    assert not tfdv.validate_statistics(labelled(later), schema).anomaly_info
+    unknown = tfdv.validate_statistics(labelled([[b"no"], [b"what"]]), schema)
+    assert list(unknown.anomaly_info) == ["labels"]
 
 
 def test_values_outside_the_schema_are_refused_by_feature(measurer: TextMeasurer) -> None:
