@@ -7,6 +7,8 @@ import gc
 import io
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 
 def library_settings() -> dict[str, str]:
@@ -17,6 +19,10 @@ def library_settings() -> dict[str, str]:
         # Keras would read ~/.keras/keras.json, and write it where there is none: a run depends on its configuration.
         "KERAS_HOME": os.devnull,
     }
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry in passwd: TFX's import asks for the folder
+        settings["HOME"] = tempfile.gettempdir()
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 

@@ -141,5 +141,5 @@ def run_fingerprint(config: Config, hashes: FileHashes) -> str:
     digest.update(json.dumps(config.decisive(), sort_keys=True).encode())
     digest.update(code_fingerprint().encode())
     for file in input_files(config):
-        digest.update(f"{file} {hashes.of(file)}\n".encode())
+        digest.update(os.fsencode(f"{file} {hashes.of(file)}\n"))
     return digest.hexdigest()

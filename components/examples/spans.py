@@ -29,13 +29,14 @@ def find_versions(folder: str | Path, splits: Mapping[Any, str]) -> dict[int, di
       splits: a glob by split.
 
     Raises:
-      ConfigError: two folders have the same number, or one has a number that is too large.
+      ConfigError: two folders have the same number, or one has a number that is too large; a name is not UTF-8.
     """
     found: dict[int, dict[int | None, Names]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     spelled: dict[tuple[int, ...], tuple[str, str]] = {}
     for split, pattern in splits.items():
         expression = re.compile(_expression(pattern)) if _FIELD.search(pattern) else None
         for name in sorted(matching_names(folder, _FIELD.sub("*", pattern))):
+            check_name(name)
             if expression is None:
                 found[0][None][split].append(name)
             elif match := expression.fullmatch(name):
@@ -99,6 +100,15 @@ def matching_names(folder: str | Path, pattern: str) -> Iterator[str]:
         path = os.path.join(folder, name)
         if os.path.isfile(path) or not os.path.exists(path):  # the latter: a link to nowhere, which is not passed over
             yield name
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for a name that is not UTF-8: reports and metadata have no other."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise ConfigError(f"{shown}: the name of the file is not UTF-8; rename it") from None
 
 
 def _remote_names(base: str, pattern: str) -> Iterator[str]:

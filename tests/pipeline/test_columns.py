@@ -1,6 +1,7 @@
 """A column that the data files do not have is named before anything runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_a_run_is_refused_before_it_begins(minimal: Path) -> None:
 def test_file_of_two_splits_is_named(minimal: Path) -> None:
     status, said = check(minimal, "data.splits.train=*.csv")
     assert (status, "dev.csv: matches data.splits.train and data.splits.eval" in said) == (2, True)
+
+
+def test_name_that_is_not_utf_8_is_told_as_far_as_it_can_be_written(minimal: Path) -> None:
+    rows = minimal.parent / "rows"
+    (rows / "train.csv").rename(os.fsdecode(os.fsencode(rows) + b"/tr\xe9.csv"))
+    status, said = check(minimal, "data.splits.train=tr*.csv")
+    assert (status, r"tr\xe9.csv: the name of the file is not UTF-8; rename it" in said) == (2, True)
+
+
+def test_pipe_is_no_data_and_holds_up_nobody(minimal: Path) -> None:
+    os.mkfifo(minimal.parent / "rows" / "pipe.csv")
+    status, said = check(minimal, "data.splits.train=pipe.csv")
+    assert (status, "data.splits.train: no file matches 'pipe.csv' in " in said) == (2, True)
+    assert check(minimal, "data.splits.train=[pt]*.csv")[0] == 0
 
 
 @pytest.mark.parametrize("format", ["tsv", "jsonl", "parquet"])
