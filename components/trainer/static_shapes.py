@@ -57,8 +57,6 @@ class StaticShapes(NamedTuple):
         bound = int(self.bound(real.max()))
         texts = self.texts if self.tokens is None else self.tokens // bound
         rows = max(1, -(-texts // self.replicas))
-        while rows < len(real):  # in the last step of an epoch several batches may have become one
-            rows *= 2
         missing = rows * bound - int(real.sum())
         padding = np.clip(missing - bound * np.arange(rows), 0, bound)[::-1]
         before = 2 * rows - len(real)

@@ -96,9 +96,8 @@ class TrainStep:
           batches: at most `training.accumulate_steps`.
           rate: learning rate.
         """
-        if len(batches) < self.count:  # the last step of an epoch
-            batches = np.array_split(np.concatenate(batches), self.count)
         share = np.float32(1 / sum(len(rows) for rows in batches))
+        batches = halved(batches, self.count)
         # Where there are fewer texts than parts, some have the first text again, with weight 0.
         split = [np.array_split(rows, self.replicas) for rows in batches]
         parts = [
@@ -127,6 +126,16 @@ class TrainStep:
         if self.shapes is not None:
             batch["steps"], share = tf.TensorSpec([None], tf.int32, "steps"), tf.TensorSpec([None], tf.float32)
         return [[[((batch, truth), share)] * self.count] * local, scalar]
+
+
+def halved(batches: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """So many batches, the largest halved where there are fewer, as in the last step of an epoch: no part is of more
+    tokens than the batch that it is of. Where there are fewer texts than parts, some are empty, never the first."""
+    found = list(batches)
+    while len(found) < count:
+        largest = max(range(len(found)), key=lambda n: len(found[n]))
+        found[largest : largest + 1] = np.array_split(found[largest], 2)
+    return found
 
 
 def _accumulated(gradients_of: Callable[..., Any], parts: Sequence[Any]) -> tuple[tf.Tensor, list[Any]]:

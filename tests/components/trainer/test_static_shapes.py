@@ -1,5 +1,7 @@
 """Steps compiled by XLA: batches of few shapes, and the very gradients that batches without padding give."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,10 @@ from components.config import EncoderConfig, HeadConfig, TrainingConfig
 from components.encoder.config import BertGeometry
 from components.errors import ConfigError
 from components.trainer import fit as fit_module
+from components.trainer.batches import plan_epoch
 from components.trainer.options import check_options
 from components.trainer.static_shapes import StaticShapes
+from components.trainer.steps import halved
 
 LENGTHS = np.array([2, 3, 5, 6, 7, 12, 12, 4, 9, 2, 11], np.int32)
 
@@ -45,10 +49,22 @@ def test_every_batch_of_a_bucket_has_the_same_shape(options, replicas):
     assert found == {bound: {(count * bound, 2 * count, 3)} for bound, count in rows.items()}
 
 
-def test_a_batch_of_more_texts_than_planned_has_twice_the_rows():
-    shapes = StaticShapes((6, 12), 32, 12)
-    batch, *_ = shapes.padded(packed([12, 2, 2]), np.zeros(3, np.int32), np.float32(1))
-    assert len(batch["ids"]) == 4 * 12
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_last_step_of_an_epoch_has_the_shapes_of_the_others(replicas):
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(8, 17, 300), rng.integers(300, 513, 30)]).astype(np.int32)
+    training = TrainingConfig(batch_tokens=4096, buckets=(16, 512), xla=True)
+    shapes = StaticShapes.of(training, lengths, replicas)
+    seen = set()
+    for epoch, count in itertools.product(range(5), (2, 3, 4)):
+        batches = plan_epoch(shapes.bound(lengths), 32, 0, epoch, training.buckets, 4096)
+        for rows in halved(batches[len(batches) // count * count :] or batches[:1], count):
+            for part in filter(len, np.array_split(rows, replicas)):
+                batch = {"ids": np.zeros(lengths[part].sum(), np.int32), "row_lengths": lengths[part]}
+                found, *_ = shapes.padded(batch, np.zeros(len(part), np.int32), np.float32(1))
+                seen.add((len(found["steps"]), len(found["ids"])))
+    longest = int(lengths.max())
+    assert seen == {(16, 4096 // replicas), (longest, 8 // replicas * longest)}
 
 
 @pytest.mark.parametrize(
