@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,10 +24,12 @@ from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.optimizer import AdamW, learning_rate
 from components.trainer.stages import frozen_blocks, learning_variables, rate_scales, stages_of
 from components.trainer.static_shapes import StaticShapes
+from components.trainer.statistics import estimated
 from components.trainer.steps import TrainStep, make_predict_step, predict
 
 _REPORT_SECONDS = 0.5
 _LOG_STEPS = 20
+_STATISTICS_BATCHES = 32  # that an average's batch normalisation is measured over
 
 
 @dataclass
@@ -149,6 +152,9 @@ class Loop:
             self.shapes,
         )  # fmt: skip
         self._predict_step = make_predict_step(self.model, self.task, frozen)
+        self._forward = tf.function(
+            lambda batch: self.model(batch, training=True, frozen=frozen), reduce_retracing=True, autograph=False
+        )
         # What early stopping may still cut short is counted as if it did not.
         self.epochs = now.stage_start + sum(stage.epochs for stage in self.stages[now.stage :])
         self.total = self._steps(0, self.epochs)
@@ -233,8 +239,13 @@ class Loop:
     def _end_epoch(self) -> None:
         now, name = self.progress, self.training.metric
         started = time.monotonic()
-        with self.average.applied() if self.average else nullcontext():
+        with self._averaged():
             predicted = predict(self._predict_step, self._evaluation)
+            if not np.all(np.isfinite(predicted)):  # of the epoch's last step, whose loss was before it
+                raise DivergenceError(
+                    f"Trainer: answers to the evaluation split are not finite after epoch {now.epoch + 1}; lower "
+                    "training.learning_rate or training.clip_norm"
+                )
             thresholds = tune_thresholds(predicted, self.evaluation.labels) if self.task == "multilabel" else None
             found = scores(predicted, self.evaluation.labels, self.task, thresholds)
             if found[name] > now.best:
@@ -251,6 +262,21 @@ class Loop:
         self._report(now.step / max(now.epoch_seconds, 1e-9))
         now.epoch, now.step, now.loss_sum, now.epoch_seconds = now.epoch + 1, 0, 0.0, 0.0
         self._save()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model that is to be measured and kept: where weights are averaged, of them and of statistics that fit."""
+        if self.average is None:
+            yield
+            return
+        norms = self.model.head.norms
+        with self.average.applied():
+            if not norms:
+                yield
+                return
+            rows = [batch for step in self._plan(self.progress.epoch) for batch in step][:_STATISTICS_BATCHES]
+            with estimated(norms, self._forward, [self._train_step.examples.batch(batch) for batch in rows]):
+                yield
 
     def _plan(self, epoch: int) -> list[list[np.ndarray]]:
         """The steps of an epoch, each of one batch or several."""

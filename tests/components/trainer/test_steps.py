@@ -1,18 +1,25 @@
 """One step on several batches, and the moving average of the weights."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from components import progress
+from components.encoder.packing import layout
+from components.errors import DivergenceError
 from components.trainer.average import MovingAverage
+from components.trainer.batches import plan_epoch
 from components.trainer.metrics import scores
 from components.trainer.optimizer import AdamW
-from components.trainer.steps import make_predict_step, predict
+from components.trainer.statistics import estimated
+from components.trainer.steps import halved, make_predict_step, predict
 
 ROWS = np.array([3, 0, 39, 7, 21, 22, 5, 8, 11])
 OPTIONS = {"accumulate_steps": 3, "ema_decay": 0.5, "focal_gamma": 2.0, "batch_size": 4, "epochs": 1, "layers": 1}
+OPTIONS |= {"head": {"batch_norm": True}}
 
 
 def values(variables):
@@ -45,6 +52,26 @@ def test_several_batches_give_the_gradient_of_one(tiny_loop, tmp_path):
             np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-6)
         for loop in (whole, parts):
             loop._assign(loop.model.variables, own)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_last_step_of_an_epoch_stays_within_the_budget_of_tokens(padded):
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(8, 17, 300), rng.integers(300, 513, 30)])
+    most = []
+    for epoch, count in itertools.product(range(10), (2, 3, 4, 5)):
+        batches = plan_epoch(lengths, 32, 0, epoch, (16, 32, 64, 512) if padded else None, tokens=2048)
+        last = batches[len(batches) // count * count :] or batches[:1]
+        parts = halved(last, count)
+        assert len(parts) == count
+        np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(last))
+        most.append(max(len(p) * lengths[p].max() if padded else lengths[p].sum() for p in filter(len, parts)))
+    assert 1800 < max(most) <= 2048
+
+
+def test_of_fewer_texts_than_parts_some_parts_are_empty_but_not_the_first():
+    parts = halved([np.array([7]), np.array([3, 5])], 5)
+    assert [part.tolist() for part in parts] == [[7], [], [], [3], [5]]
 
 
 def test_the_average_is_that_of_the_weights_after_each_step():
@@ -101,6 +128,40 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(averaged, tiny_loop, cut_at, res
     assert [e["loss"] for e in again.progress.history] == [e["loss"] for e in averaged.progress.history]
     for a, b in zip(values(averaged.model.variables), values(again.model.variables), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_statistics_are_the_mean_of_the_batches_and_come_back_to_the_bit():
+    norm = keras.layers.BatchNormalization(momentum=0.9)
+    norm.build((None, 2))
+    norm.moving_mean.assign([0.1, 0.7])
+    norm.moving_variance.assign([3.0, 0.3])
+    batches = [{"x": np.array([[1.0, 0.0], [3.0, 0.0]], np.float32)}, {"x": np.array([[5.0, -2.0]], np.float32)}]
+    with estimated([norm], lambda batch: norm(batch["x"], training=True), batches):
+        np.testing.assert_allclose(norm.moving_mean.numpy(), [3.5, -1.0], rtol=1e-6)
+        np.testing.assert_allclose(norm.moving_variance.numpy(), [0.5, 0.0], rtol=1e-6)
+    assert norm.moving_mean.numpy().tolist() == np.array([0.1, 0.7], np.float32).tolist()
+    assert norm.moving_variance.numpy().tolist() == np.array([3.0, 0.3], np.float32).tolist()
+
+
+def test_an_average_is_kept_with_statistics_of_its_own(tiny_loop, tmp_path):
+    # the frozen layer's outputs are kept, so these are what the statistics are measured from
+    options = {"stages": [{"layers": 0, "epochs": 1}], "layers": 1, "dropout": 0.0, "learning_rate": 0.1}
+    loop = tiny_loop(tmp_path, ema_decay=0.9, head={"kind": "stacked"}, **options)
+    loop.run()
+    norm, means, variances = loop.model.head.norms[0], [], []
+    for (rows,) in loop._plan(0):
+        batch = loop.train.batch(rows)
+        (found,) = loop.model.head.stages[0](loop.model.encoder(batch), layout(batch).rows)
+        means.append(np.mean(found, axis=0))
+        variances.append(np.var(found, axis=0))
+    np.testing.assert_allclose(norm.moving_mean.numpy(), np.mean(means, axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance.numpy(), np.mean(variances, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_the_last_step_made_no_numbers_are_told(tiny_loop, tmp_path):
+    loop = tiny_loop(tmp_path, layers=0, batch_size=64, learning_rate=1e38, warmup_share=0.0)
+    with pytest.raises(DivergenceError, match=r"not finite after epoch 1; lower training\.learning_rate"):
+        loop.run()
 
 
 @pytest.mark.slow
