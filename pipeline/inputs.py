@@ -15,6 +15,7 @@ from components.errors import DataError
 from components.examples import parse
 from components.examples.files import InputFile, Item, ItemReader, open_file, plan_file
 from components.examples.rows import BadRow, Row, RowSpec
+from components.examples.spans import check_name
 
 _HELD_ROWS = 1000
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -33,27 +34,49 @@ class UnlabelledSpec(RowSpec):
         return ()
 
 
-def find_files(source: Path, data: DataConfig) -> list[InputFile]:
-    """The file `source`, or every data file in the folder `source` and below, in order of their names.
+def find_files(source: Path, data: DataConfig) -> tuple[list[InputFile], list[str]]:
+    """The file `source`, or every data file in the folder `source` and below, in order of their names; and the names of
+    the files and folders there that are passed over, hidden ones (`.name`) aside.
+
+    A link to a folder elsewhere is followed.
 
     Raises:
-      DataError: there is none.
+      DataError: there is none. ConfigError: a name is not UTF-8.
     """
     if source.is_file():
-        return [InputFile(0, "all", str(source), source.name)]
+        return [InputFile(0, "all", str(source), source.name)], []
     if not source.is_dir():
         raise DataError(f"{source}: there is no such file or folder")
     known = {*FORMATS, ".txt"} if data.format == "pubmed_rct" else set(FORMATS)
-    found = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in known and path.is_file() and not _hidden(path.relative_to(source))
-    )
+    found: list[Path] = []
+    skipped: list[str] = []
+    for path in _walk(source, source, {source.resolve()}):
+        if path.suffix.lower() in known and path.is_file() and not _set_aside(path.relative_to(source)):
+            found.append(path)
+        else:
+            skipped.append(path.relative_to(source).as_posix() + "/" * path.is_dir())
     if not found:
         raise DataError(f"{source}: holds no data file ({', '.join(sorted(known))})")
-    return [
-        InputFile(number, "all", str(path), path.relative_to(source).as_posix()) for number, path in enumerate(found)
-    ]
+    names = [path.relative_to(source).as_posix() for path in sorted(found)]
+    for name in names:
+        check_name(name)
+    return [InputFile(number, "all", str(source / name), name) for number, name in enumerate(names)], sorted(skipped)
+
+
+def _walk(folder: Path, source: Path, seen: set[Path]) -> Iterator[Path]:
+    """Everything in a folder and below but folders that are entered; `seen`: real folders that are entered no more."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+        elif not path.is_symlink():
+            yield from _walk(path, source, seen)
+        elif (real := path.resolve()) in seen or real.is_relative_to(source.resolve()):
+            yield path  # what is there is found once
+        else:
+            seen.add(real)
+            yield from _walk(path, source, seen)
 
 
 def row_spec(file: InputFile, data: DataConfig) -> UnlabelledSpec:
@@ -114,7 +137,7 @@ def item_rows(item: Item, spec: UnlabelledSpec) -> Iterator[Row | BadRow]:
             break
     missing = [name for name in reader.unseen_columns if name not in spec.slices]
     if missing and not any(isinstance(row, Row) for row in held):
-        raise parse.missing_key(item.file.name, missing[0], reader.keys)
+        raise parse.missing_key(item.file.name, missing[0], reader.keys, spec.columns)
     yield from held
     yield from rows
 
@@ -136,5 +159,6 @@ def _has(file: InputFile, kind: str, column: str) -> bool:
     return column.encode() in [name.strip(b'"') for name in parse.without_line_end(head).split(separator)]
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _set_aside(path: Path) -> bool:
+    """Whether a name begins as those of files that programs write beside their data (`_SUCCESS`)."""
+    return any(part.startswith("_") for part in path.parts)

@@ -266,7 +266,7 @@ def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
     from components.examples.rows import make_row
     from pipeline import inputs
 
-    (file,) = inputs.find_files(source, data) if source.is_file() else (None,)
+    (file,) = inputs.find_files(source, data)[0] if source.is_file() else (None,)
     if file is None:
         what = "is a folder; `score` takes those" if source.is_dir() else "there is no such file"
         raise DataError(f"{source}: {what}")

@@ -84,8 +84,15 @@ def score_files(
         return
     print(
         f"{manifest['rows']} rows, {manifest['bad']['rows']} bad, version {manifest['version']}, "
-        f"{manifest['seconds']:.1f} s → {manifest['output']}"
+        f"{manifest['seconds']:.1f} s → {manifest['output']}" + _passed_over(manifest.get("skipped") or [])
     )
+
+
+def _passed_over(names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"; passed over: {', '.join(names[:3])}{more} (see manifest.json)"
 
 
 def _chatter_aside(config: Config, command: str) -> AbstractContextManager[None]:

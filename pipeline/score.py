@@ -3,7 +3,7 @@
     OUT/
       part-000000.jsonl …   one shard an item, a range of some megabytes of the input; their order is the input's
       dead_letters.jsonl    rows that could not be read, as ingest has them (mode 0600); only if there are any
-      manifest.json         written last: counts, classes, version, input files and shards with sha256
+      manifest.json         written last: counts, version, input files and shards with sha256, files passed over
       .work/                while it runs: plan.json, and for each finished item a mark with its counts
 
 A killed job is called again and goes on with the items that have no mark; the result is the same, byte for byte.
@@ -75,7 +75,7 @@ def score(
 
     Returns:
       The content of manifest.json: `rows`, `bad`, `labels`, `classes`, `multilabel`, `version`, `format`, `files`,
-      `shards`, `dead_letters`; and `seconds` and `resumed_items` of this call, and `output`.
+      `skipped`, `shards`, `dead_letters`; and `seconds` and `resumed_items` of this call, and `output`.
 
     Raises:
       DataError: the input is missing, has not the columns, or changed. PushError: there is no such version.
@@ -84,7 +84,7 @@ def score(
     """
     began = time.monotonic()
     with _output_folder(source, output):
-        files = inputs.find_files(source, data)
+        files, skipped = inputs.find_files(source, data)
         earlier = _earlier(output)
         if version is None and earlier is not None:
             version = earlier["settings"]["version"]
@@ -108,7 +108,7 @@ def score(
             resumed = len(items) - len(missing)
             with _reporting(job, len(items)):
                 _run(job, missing, list(beam_pipeline_args))
-            manifest = _finish(job, plan, len(items))
+            manifest = _finish(job, plan, len(items), skipped)
         shutil.rmtree(output / ".work", ignore_errors=True)
     seconds = round(time.monotonic() - began, 2)
     return {**manifest, "output": str(output), "resumed_items": resumed, "seconds": seconds}
@@ -231,7 +231,7 @@ def _explain(error: Exception, job: Job) -> PipelineError:
     return ServingError(f"{job.output}: scoring failed ({type(error).__name__}); what is done is kept, call again")
 
 
-def _finish(job: Job, plan: dict[str, Any], items: int) -> dict[str, Any]:
+def _finish(job: Job, plan: dict[str, Any], items: int, skipped: list[str]) -> dict[str, Any]:
     """Gathers the counts and dead letters of all items; writes the manifest, which ends the job."""
     marks = [_read(job.mark(number)) for number in range(items)]
     bad, labels = Counter[str](), Counter[str]()
@@ -254,6 +254,7 @@ def _finish(job: Job, plan: dict[str, Any], items: int) -> dict[str, Any]:
         "shards": [{key: mark[key] for key in ("shard", "rows", "bytes", "sha256")} for mark in marks],
         "dead_letters": DEAD_LETTERS if bad else None,
         "files": plan["files"],
+        "skipped": skipped,
         "settings": plan["settings"],
     }
     with whole_file(output / MANIFEST, job.work) as stream:

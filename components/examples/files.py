@@ -225,9 +225,30 @@ class ItemReader:
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     # Strings are read as bytes: a Parquet string need not be valid UTF-8, and then it is a bad row, not an error.
-    arrays = [_as_binary(array).to_pylist() for array in batch.columns]
+    arrays = [_as_list(_as_binary(array)) for array in batch.columns]
     for values in zip(*arrays, strict=True):
         yield dict(zip(batch.schema.names, values, strict=True))
+
+
+class _NoValue:
+    """A value that Python has none for, such as a date beyond the year 9999: the row is a bad one."""
+
+    def __str__(self) -> str:
+        return "out of range"
+
+
+def _as_list(array: pa.Array) -> list[Any]:
+    try:
+        return array.to_pylist()
+    except (OverflowError, ValueError):
+        return [_as_value(item) for item in array]
+
+
+def _as_value(item: pa.Scalar) -> Any:
+    try:
+        return item.as_py()
+    except (OverflowError, ValueError):
+        return _NoValue()
 
 
 def _as_binary(array: pa.Array) -> pa.Array:

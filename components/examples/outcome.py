@@ -15,6 +15,7 @@ from components.examples import parse
 from components.examples.files import FilePlan, InputFile, Item
 from components.examples.ingest import HASHES, Ingestion, make_folder, read_bytes, read_plan, writing
 from components.examples.leaks import Leak, find_leaks
+from components.examples.rows import RowSpec
 
 DEAD_LETTERS = "dead_letters.jsonl"
 REPORT = "ingest_report.json"
@@ -61,7 +62,7 @@ def collect(ingestion: Ingestion, inputs: Iterable[InputFile], split_names: Sequ
         for summary in summaries:
             if "error" in summary:
                 raise DataError(summary["error"])
-        _check_keys(file, summaries)
+        _check_keys(file, summaries, ingestion.spec)
         _add_file(ingestion, outcome, file, plan, summaries)
     return outcome
 
@@ -86,14 +87,14 @@ def _add_file(
     outcome.files.append({**entry, "rows": rows, "bad": bad})
 
 
-def _check_keys(file: InputFile, summaries: list[dict[str, Any]]) -> None:
+def _check_keys(file: InputFile, summaries: list[dict[str, Any]], spec: RowSpec) -> None:
     """JSONL has no header: a column is missing where no object of the whole file has it."""
     with_objects = [summary for summary in summaries if summary["objects"]]
     if not with_objects:
         return
     unseen = set.intersection(*(set(summary["unseen"]) for summary in with_objects))
     if unseen:
-        raise parse.missing_key(file.name, sorted(unseen)[0], with_objects[0]["keys"])
+        raise parse.missing_key(file.name, sorted(unseen)[0], with_objects[0]["keys"], spec.columns)
 
 
 def check_bad_share(outcome: Outcome, max_bad_share: float, dead_letters: str) -> None:

@@ -3,7 +3,7 @@
 | format | a record | quoting |
 | --- | --- | --- |
 | csv | RFC 4180: one line, or several inside quotes | a field with comma, quote or line end is quoted, quotes doubled |
-| tsv | one line | none (IANA text/tab-separated-values): a quote is a character like any other |
+| tsv | one line | none (IANA text/tab-separated-values): a quote is a character, and `"…""…"` CSV by mistake |
 | jsonl | one line, one JSON object | JSON |
 | pubmed_rct | `LABEL<TAB>sentence` below a line `###id` | none |
 
@@ -13,6 +13,7 @@ file costs the line it stands in and no other: see `_csv_records`.
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import re
@@ -47,6 +48,7 @@ HEADER_WORDS = frozenset(
 )  # fmt: skip
 _COMPLETE = re.compile(rb"%b(?:,%b)*+" % (_FIELD, _FIELD))
 _OPEN = re.compile(rb'((?:%b,)*+)"((?:[^"]++|"")*+)' % _FIELD)  # the last field is quoted and not closed
+_QUOTED_QUOTE = re.compile(rb'"[^"]*+(?:""[^"]*+)++"')  # CSV's way to write a field that holds quotes
 _INSIDE = re.compile(rb'(?:[^"]++|"")*+')
 _FIELDS = re.compile(rb'(?:"((?:[^"]++|"")*+)"|([^",\n]*+)),')
 
@@ -100,6 +102,8 @@ def check_encoding(head: bytes, name: str) -> None:
     for magic, kind in kinds.items():
         if head.startswith(magic):
             raise DataError(f"{name}: is {kind}")
+    if b"\0" in head:
+        raise DataError(f"{name}: line 1: holds NUL bytes: it is UTF-16 text, or damaged: convert it to UTF-8")
 
 
 def read_lines(stream: BinaryIO, start: int, end: int, number: int, limit: int) -> Iterator[Line]:
@@ -139,7 +143,18 @@ def read_head(stream: BinaryIO, spec: RowSpec, name: str) -> tuple[int, int, tup
     first = stream.readline(_BLOCK)
     if not first:
         raise DataError(f"{name}: is empty; its first line must name the columns")
-    return start + len(first), 2, read_header(first, spec, name)
+    check_encoding(first, name)
+    columns = read_header(first, spec, name)
+    _check_line_ends(stream.readline(_BLOCK), columns, spec, name)
+    return start + len(first), 2, columns
+
+
+def _check_line_ends(second: bytes, columns: Sequence[str], spec: RowSpec, name: str) -> None:
+    """Refuses a file in which what follows the header is one line: several rows between lone CRs."""
+    pieces = [piece for piece in without_line_end(second).split(b"\r") if piece][:20]
+    found = Reader(spec, columns).rows((0, 2, piece) for piece in pieces) if len(pieces) > 1 else ()
+    if sum(isinstance(row, Row) for row in found) > 1:
+        raise DataError(f"{name}: line 2: its rows end in CR alone: convert them to LF")
 
 
 def check_keys(stream: BinaryIO, start: int, spec: RowSpec, name: str) -> None:
@@ -156,7 +171,7 @@ def check_keys(stream: BinaryIO, start: int, spec: RowSpec, name: str) -> None:
         if not reader.unseen:
             return
     if reader.objects:
-        raise missing_key(name, min(reader.unseen), reader.keys)
+        raise missing_key(name, min(reader.unseen), reader.keys, spec.columns)
 
 
 def read_header(raw: bytes, spec: RowSpec, name: str) -> tuple[str, ...]:
@@ -168,6 +183,7 @@ def read_header(raw: bytes, spec: RowSpec, name: str) -> tuple[str, ...]:
     body = without_line_end(raw).removeprefix(BOM)
     if b"\r" in body:
         raise DataError(f"{name}: its lines end in CR alone: convert them to LF")
+    _check_separator(body, spec, name)
     if spec.format == "csv":
         if not _COMPLETE.fullmatch(body):
             raise DataError(f"{name}: line 1: the header is not quoted as RFC 4180 wants")
@@ -180,6 +196,27 @@ def read_header(raw: bytes, spec: RowSpec, name: str) -> tuple[str, ...]:
         raise DataError(f"{name}: line 1: the header is not UTF-8") from None
     check_columns(columns, spec, name)
     return columns
+
+
+def _check_separator(body: bytes, spec: RowSpec, name: str) -> None:
+    """Refuses a header that another separator, or taking off its quotes, would make one with the configured columns."""
+    wanted, own = spec.text.encode(), b"," if spec.format == "csv" else b"\t"
+    cells = body.split(own)
+    if wanted in (cells if spec.format == "tsv" else [cell.strip(b'"') for cell in cells]):
+        return
+    if b'"%b"' % wanted in cells:
+        raise DataError(
+            f"{name}: line 1: the columns are quoted, and TSV has no quoting: write the file without (in pandas "
+            "quoting=csv.QUOTE_NONE), or as CSV"
+        )
+    for separator, called in {b",": "commas", b"\t": "tabs", b";": "semicolons"}.items():
+        if separator in body and wanted in [cell.strip(b'" ') for cell in body.split(separator)]:
+            others = {b"\t": "set data.format to tsv", b",": "set data.format to csv"}
+            remedy = others.get(separator, "write it with these")
+            raise DataError(
+                f"{name}: line 1: the columns are separated by {called}, and those of {spec.format.upper()} by "
+                f"{'commas' if own == b',' else 'tabs'}: {remedy}"
+            )
 
 
 def check_columns(columns: Sequence[str], spec: RowSpec, name: str) -> None:
@@ -207,9 +244,9 @@ def claim(owners: dict[str, str], name: str, split: str) -> None:
         raise DataError(f"{name}: matches data.splits.{owner} and data.splits.{split}")
 
 
-def missing_key(name: str, key: str, first: Sequence[str]) -> DataError:
-    """The error of a JSONL file in which no object has a configured key; `first`: the keys of the first object."""
-    keys = describe_columns(first, first)
+def missing_key(name: str, key: str, first: Sequence[str], wanted: Collection[str]) -> DataError:
+    """The error of a JSONL file in which no object has `key`, one of the `wanted`; `first`: the keys of the first."""
+    keys = describe_columns(first, wanted)
     return DataError(
         f"{name}: the column {key!r} is missing: no object has it; keys of the first: {keys}. "
         "Name the right one in data.columns, or correct the file"
@@ -217,15 +254,22 @@ def missing_key(name: str, key: str, first: Sequence[str]) -> DataError:
 
 
 def describe_columns(columns: Sequence[str], wanted: Collection[str]) -> str:
-    """Column names for a message, which must not hold a text of a file without a header.
+    """Column names for a message, which must hold no text: a file may have no header, an object texts for its keys.
 
-    A first line that has none of the `wanted` names is a header only as far as its words are those of headers.
+    Shown are names that are wanted, or much like one of these, and those whose every word is one of headers.
     """
-    if set(columns) & set(wanted):
-        names = [name for name in columns if len(name) <= 40 and len(name.split()) <= 4 and name.isprintable()]
-    else:
-        known = HEADER_WORDS | {name.lower() for name in wanted}
-        names = [name for name in columns if name and set(_WORD.findall(name.lower())) <= known and len(name) <= 40]
+    meant = [name.lower() for name in wanted]
+    known = HEADER_WORDS.union(*(_WORD.findall(name) for name in meant))
+
+    def is_name(name: str) -> bool:
+        words = set(_WORD.findall(name.lower()))
+        return name in wanted or (
+            len(name) <= 40
+            and name.isprintable()
+            and bool((words and words <= known) or difflib.get_close_matches(name.lower(), meant, 1, 0.8))
+        )
+
+    names = [name for name in columns if is_name(name)]
     others = len(columns) - min(len(names), 50)
     listed = ", ".join(repr(name) for name in names[:50])
     if others:
@@ -326,10 +370,12 @@ def _tsv_records(lines: Iterable[Line], width: int, limit: int) -> Iterator[Reco
             yield Record(offset, line, body, None, rows.TOO_LONG)
         elif body:
             fields = body.split(b"\t")
-            if len(fields) == width:
-                yield Record(offset, line, body, fields)
-            else:
+            if len(fields) != width:
                 yield Record(offset, line, body, None, rows.WRONG_COLUMNS)
+            elif b'""' in body and any(map(_QUOTED_QUOTE.fullmatch, fields)):
+                yield Record(offset, line, body, None, rows.QUOTED_TSV)
+            else:
+                yield Record(offset, line, body, fields)
 
 
 def _json_records(lines: Iterable[Line], limit: int) -> Iterator[Record]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from components.config import NEIGHBOUR_BREAK
 
 BAD_QUOTING = "bad_quoting"  # CSV: a quote where RFC 4180 allows none, or one that is never closed
+QUOTED_TSV = "quoted_tsv"  # a field in quotes with doubled quotes inside: TSV has no quoting, so write it without
 WRONG_COLUMNS = "wrong_columns"  # more or fewer columns than the header; RCT: no tab between label and text
 BROKEN_JSON = "broken_json"  # JSONL: the line is not one JSON object
 NO_DOCUMENT = "no_document"  # RCT: a sentence before the first ###id
@@ -30,8 +32,8 @@ MISSING_LABEL = "missing_label"  # empty (binary, multiclass), null, or no such 
 LABEL_SPELLING = "label_case_or_space"  # a configured label but for case, or white space around it
 UNKNOWN_LABEL = "unknown_label"  # not one of the configured labels, compared byte for byte
 REASONS = (
-    BAD_QUOTING, WRONG_COLUMNS, BROKEN_JSON, NO_DOCUMENT, WRONG_TYPE, INVALID_UTF8, NUL_CHARACTER, TOO_LONG,
-    EMPTY_TEXT, EMPTY_ID, MISSING_LABEL, LABEL_SPELLING, UNKNOWN_LABEL,
+    BAD_QUOTING, WRONG_COLUMNS, QUOTED_TSV, BROKEN_JSON, NO_DOCUMENT, WRONG_TYPE, INVALID_UTF8, NUL_CHARACTER,
+    TOO_LONG, EMPTY_TEXT, EMPTY_ID, MISSING_LABEL, LABEL_SPELLING, UNKNOWN_LABEL,
 )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def row_from_values(spec: RowSpec, line: int, raw: bytes, values: dict[str, Any]
         group = None if spec.id is None else document_of_values(spec, values, strict=True) or b""
         slices = tuple(_scalar(values.get(name), more=True) or b"" for name in spec.slices)
         cell = values.get(spec.label)
-        if cell is None:
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
             # Checked here and not in make_row: null is not "none of the labels", an empty list is.
             labels = None
         elif isinstance(cell, list) and spec.multilabel:
@@ -215,9 +217,14 @@ def _string(value: Any) -> bytes:
 
 
 def _scalar(value: Any, more: bool = False) -> bytes | None:
-    """The bytes of a string or whole number, as JSON writes it; `more` also takes fractions and dates."""
+    """The bytes of a string or whole number, as JSON writes it; `more` also takes fractions and dates.
+
+    A column of whole numbers in which some are missing is one of floats in pandas: 1.0 is 1 there, and NaN is missing.
+    """
     if value is None or isinstance(value, bytes):
         return value
+    if isinstance(value, float) and not more and (value.is_integer() or math.isnan(value)):
+        return None if math.isnan(value) else str(int(value)).encode()
     if isinstance(value, str):
         try:
             return value.encode()

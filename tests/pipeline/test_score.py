@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from components.errors import BusyError, DataError, PipelineError, PushError, Se
 from components.examples.rows import Row
 from pipeline import score_items
 from pipeline.predict import Predictor, predict
+from pipeline.predictions import score_files
 from pipeline.score import score
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,27 @@ def test_every_row_is_scored_once_in_the_order_of_the_input(serving: Path, sourc
         assert hashlib.sha256((tmp_path / "out" / shard["shard"]).read_bytes()).hexdigest() == shard["sha256"]
     assert [file["file"] for file in manifest["files"]] == ["b.csv", "more/a.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+def test_what_is_passed_over_is_told_and_a_link_to_a_folder_elsewhere_is_followed(
+    serving: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("c.csv.gz", "d.json", "_e.csv"):
+        (source / name).write_text("no data")
+    (tmp_path / "elsewhere").mkdir()
+    write_csv(tmp_path / "elsewhere" / "f.csv", range(120, 130))
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(source)
+    (source / "within").symlink_to(source / "more")
+    done = score(serving, source, tmp_path / "out", DATA)
+    assert [file["file"] for file in done["files"]] == ["b.csv", "linked/f.csv", "more/a.csv"]
+    assert done["skipped"] == ["_e.csv", "c.csv.gz", "d.json", "linked/back/", "readme.md", "within/"]
+    config = SimpleNamespace(
+        serving_dir=serving, data=DATA, root=tmp_path / "root", beam=SimpleNamespace(pipeline_args=())
+    )
+    score_files(config, source, tmp_path / "out", None, "jsonl", as_json=False)
+    said = capsys.readouterr().out
+    assert said.endswith("passed over: _e.csv, c.csv.gz, d.json and 3 more (see manifest.json)\n")
 
 
 @pytest.mark.slow

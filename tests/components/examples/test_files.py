@@ -223,6 +223,17 @@ def test_parquet_lists_of_labels_and_slices_of_other_types(file):
     ]
 
 
+def test_parquet_date_that_python_has_none_for_costs_its_row_alone(file):
+    days = pa.array([1, 10**8, 2], pa.date32())
+    table = pa.table({"text": ["a", "b", "c"], "label": pa.array([1.0, 1.0, None]), "day": days})
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    row_spec = spec("parquet", labels=frozenset([b"1"]), id=None, slices=("day",))
+    found, _ = read(file(stream.getvalue()), row_spec)
+    assert [row[1:3] for row in found] == [(1, b"a"), (2, "wrong_type"), (3, "missing_label")]
+    assert json.loads(found[1][3])["day"] == "out of range"
+
+
 def test_parquet_with_neighbours_is_one_item(file):
     columns = {"id": [1, 1, 1], "text": ["a", "b", "c"], "label": ["METHODS"] * 3}
     rows, items = read(parquet(file, columns, row_group_size=1), spec("parquet", neighbours=1), 1)

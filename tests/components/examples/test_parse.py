@@ -173,7 +173,11 @@ def test_multilabel_cell_is_split_and_may_be_empty():
     ("header", "message"),
     [
         (b"id,body,label\n", "f: the column 'text' is missing; columns found: 'id', 'body', 'label'."),
-        (b"id;text;label\n", "f: the column 'text' is missing; columns found: 'id;text;label'."),
+        (b'"id";text;label\n', "f: line 1: the columns are separated by semicolons, and those of CSV by commas"),
+        (
+            b"id\ttext\tlabel\n",
+            "f: line 1: the columns are separated by tabs, and those of CSV by commas: set data.for",
+        ),
         (b"id,text,label,text\n", "f: the column 'text' is there more than once"),
         (b"id,text\r1,a\r", "f: its lines end in CR alone"),
         (b'id,"text,label\n', "f: line 1: the header is not quoted"),
@@ -192,10 +196,35 @@ def test_file_without_header_does_not_put_its_text_into_the_message():
     assert str(caught.value).startswith(
         "f: the column 'text' is missing; columns found: 3, not shown (if they are no names, the header is missing)"
     )
-    for short in (b"John Doe HIV,METHODS\n", b"AB1234567,METHODS\n", b'pneumonia,"a, b",x\n'):
+    for short in (
+        b"John Doe HIV,METHODS\n", b"AB1234567,METHODS\n", b'pneumonia,"a, b",x\n', b"label,John Doe,HIV,pneumonia\n",
+    ):  # fmt: skip
         with pytest.raises(DataError) as caught:
             parse.read_header(short, spec(), "f")
         assert not [word for word in ("John", "HIV", "AB1", "METHODS", "pneumonia") if word in str(caught.value)]
+
+
+def test_keys_of_a_json_object_are_told_only_where_they_are_names():
+    said = str(
+        parse.missing_key("f", "text", ["John Doe HIV", "Label", "txt", "year", "pneumonia"], spec("jsonl").columns)
+    )
+    assert "keys of the first: 'Label', 'txt', 'year' and 2 more, not shown" in said
+
+
+def test_rows_that_end_in_cr_alone_below_a_header_are_refused():
+    for format, separator in (("csv", b","), ("tsv", b"\t")):
+        rows = [b"id,text,label\n1,a,METHODS\r2,b,RESULTS\r".replace(b",", separator)]
+        with pytest.raises(DataError, match=r"^f: line 2: its rows end in CR alone: convert them to LF"):
+            parse.read_head(io.BytesIO(b"".join(rows)), spec(format), "f")
+    for fine in (b'1,"a\rb",METHODS\r\n', b"1,a\rb,METHODS\n", b"1,a,METHODS\r\n2,b,RESULTS\r\n"):
+        assert parse.read_head(io.BytesIO(b"id,text,label\n" + fine), spec(), "f")[1] == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "pubmed_rct"])
+def test_utf_16_without_a_mark_is_named(encoding, format):
+    with pytest.raises(DataError, match=r"^f: line 1: holds NUL bytes: it is UTF-16 text, or damaged: convert it"):
+        parse.read_head(io.BytesIO("id,text,label\n".encode(encoding)), spec(format), "f")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +243,17 @@ def test_tsv_has_no_quoting():
     rows = rows_of(data, spec("tsv", id=None))
     assert good(rows) == [(2, b'"a" and "b', b"METHODS"), (4, b'd"', b"RESULTS"), (5, b"a,b", b"METHODS")]
     assert bad(rows) == [(3, "wrong_columns"), (6, "wrong_columns")]
+
+
+def test_tsv_that_was_written_with_quoting_is_no_tsv():
+    rows = rows_of(b'text\tlabel\n"he said ""no"""\tMETHODS\n"a"\tMETHODS\n', spec("tsv", id=None))
+    assert (bad(rows), good(rows)) == ([(2, "quoted_tsv")], [(3, b'"a"', b"METHODS")])
+    for header, message in (
+        (b'"text"\t"label"\n', "the columns are quoted, and TSV has no quoting: write the file without"),
+        (b"text,label\n", "the columns are separated by commas, and those of TSV by tabs: set data.format to csv"),
+    ):
+        with pytest.raises(DataError, match=f"^f: line 1: {message}"):
+            parse.read_header(header, spec("tsv", id=None), "f")
 
 
 def test_jsonl_values_keep_their_characters_and_bad_lines_their_reason():
@@ -271,6 +311,22 @@ def test_jsonl_labels_may_be_a_list_a_string_or_numbers():
     rows = rows_of(b"\n".join(lines), row_spec)
     assert [row.labels for row in rows if isinstance(row, Row)] == [(b"x", b"1"), (), (b"x", b"1"), ()]
     assert bad(rows) == [(5, "missing_label"), (6, "wrong_type"), (7, "unknown_label")]
+
+
+def test_whole_numbers_that_pandas_made_floats_are_whole_numbers():
+    row_spec = spec("jsonl", labels=frozenset([b"1", b"0"]))
+    lines = [
+        rb'{"text": "a", "label": 1.0, "id": 7.0}',
+        rb'{"text": "a", "label": NaN, "id": 8}',
+        rb'{"text": "a", "label": 0.5, "id": 8}',
+        rb'{"text": "a", "label": -0.0, "id": 8}',
+    ]
+    rows = rows_of(b"\n".join(lines), row_spec)
+    assert [(row.labels, row.id) for row in rows if isinstance(row, Row)] == [((b"1",), b"7"), ((b"0",), b"8")]
+    assert bad(rows) == [(2, "missing_label"), (3, "wrong_type")]
+    several = spec("jsonl", label="labels", labels=frozenset([b"1"]), multilabel=True, id=None)
+    rows = rows_of(b'{"text": "a", "labels": NaN}\n{"text": "a", "labels": [1.0]}', several)
+    assert (bad(rows), [row.labels for row in rows[1:]]) == ([(1, "missing_label")], [(b"1",)])
 
 
 def test_pubmed_rct_sentences_have_the_id_of_their_document():
