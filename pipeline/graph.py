@@ -29,6 +29,7 @@ from pipeline import spans
 from pipeline.beam import beam_arguments
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, weight_files
+from pipeline.retraining.housekeeping import ARTIFACTS
 
 # Generated code: mypy sees no messages in it.
 _range: Any = range_config_pb2
@@ -211,7 +212,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
 
     return pipeline.Pipeline(
         pipeline_name=config.name,
-        pipeline_root=str(config.root / "artifacts"),
+        pipeline_root=str(config.root / ARTIFACTS),
         components=[
             *([weights] if weights else []),
             *ingest,

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from components.errors import BusyError, PipelineError
@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 DATABASE = "metadata.sqlite"
 BACKUPS = "backups"
 _TRASH = ".trash"
+ARTIFACTS = "artifacts"
 _BUSY_TIMEOUT_S = 10.0
 _COPY_TIMEOUT_S = 60.0
 _CHECKPOINT_DAYS = 30.0
@@ -39,12 +40,16 @@ _INPUTS, _OUTPUTS = (2, 3), (1, 4)
 def before_run(config: Config, run_id: str) -> None:
     """Checks what a run needs and copies the metadata to `backups/metadata-<run id>.sqlite`.
 
+    The artifacts hold the data's texts: their folder is made for its owner alone, who may open it to others.
+
     Raises:
       PipelineError: the disk is nearly full, or the metadata is held by another process, cannot be written or is
         damaged.
     """
     check_space(config.root, config.retention.min_free_mb)
     check_space(config.serving_dir, config.retention.min_free_mb)
+    with suppress(FileExistsError):
+        (config.root / ARTIFACTS).mkdir(mode=0o700, parents=True)
     database = config.root / DATABASE
     if not database.exists():
         return
@@ -220,7 +225,7 @@ def expired(root: Path, serving_dir: Path, keep_runs: int, keep_days: float | No
             f"SELECT min(execution_id) FROM Association WHERE context_id IN ({_marks(kept_runs)})", kept_runs
         ).fetchone()[0]
     kept_folders = {Path(uri) for number, uri in rows if number in kept}
-    artifacts = root / "artifacts"
+    artifacts = root / ARTIFACTS
     found = []
     for folder in _execution_folders(artifacts):
         number = int(folder.name)
@@ -321,7 +326,7 @@ def _remove(root: Path, folders: list[Path]) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     if not folders:
         return
-    trash.mkdir(exist_ok=True)
+    trash.mkdir(mode=0o700, exist_ok=True)
     for number, folder in enumerate(folders):
         folder.rename(trash / str(number))
     shutil.rmtree(trash)

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import stat
 import time
 from pathlib import Path
 
@@ -225,6 +226,15 @@ def test_backup_is_made_before_each_run_and_the_newest_are_kept(project) -> None
     with sqlite3.connect(copies[-1]) as copy:
         assert copy.execute("SELECT count(*) FROM Artifact").fetchone() == (3,)
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_artifacts_are_their_owners_alone_unless_opened(project) -> None:
+    folder = project.root / "artifacts"
+    housekeeping.before_run(project.config, "r")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o750)
+    housekeeping.before_run(project.config, "r")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 def test_metadata_that_another_process_holds_is_named_with_the_remedy(project, monkeypatch) -> None:
