@@ -18,6 +18,7 @@ from serving.client_core import (
     Prediction,
     channel_credentials,
     channel_options,
+    closed_error,
     deadline,
     make_requests,
     metadata,
@@ -35,7 +36,7 @@ class AsyncClient:
 
     def __init__(self, target: str, model_name: str, options: Options = DEFAULTS, **overrides: Any):
         self._options = Options(**{**vars(options), **overrides}) if overrides else options
-        self._target, self._model_name = target, model_name
+        self._target, self._model_name, self._closed = target, model_name, False
         credentials = channel_credentials(self._options)
         arguments = channel_options(self._options)
         self._channel = (
@@ -76,12 +77,19 @@ class AsyncClient:
 
     async def _send(self, method: Any, message: Any, end: float | None) -> Any:
         for attempt in itertools.count():
+            if self._closed:
+                raise closed_error(self._target)
             try:
                 left = time_left(end, self._target)
                 return await method(message, timeout=left, metadata=metadata(self._options))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._closed or (task is not None and task.cancelling()):
+                    raise  # it is the caller's own
+                raise closed_error(self._target) from None
             except grpc.RpcError as cause:
-                error = translate(cause, self._target)
-                pause = next_pause_s(error, attempt, self._options, end)
+                error = closed_error(self._target) if self._closed else translate(cause, self._target)
+                pause = None if self._closed else next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None
                 await asyncio.sleep(pause)
@@ -93,6 +101,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; calls under way fail."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:

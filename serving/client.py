@@ -31,6 +31,7 @@ from serving.client_core import (
     Retry,
     channel_credentials,
     channel_options,
+    closed_error,
     deadline,
     make_requests,
     metadata,
@@ -113,15 +114,21 @@ class Client:
 
     def _send(self, method: Any, message: Any, end: float | None) -> Any:
         for attempt in itertools.count():
+            if self._closed:
+                raise closed_error(self._target)
             try:
                 left = time_left(end, self._target)
                 return method(message, timeout=left, metadata=metadata(self._options))
             except grpc.RpcError as cause:
-                error = translate(cause, self._target)
+                error = closed_error(self._target) if self._closed else translate(cause, self._target)
                 pause = None if self._closed else next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None  # the cause's debug text adds nothing that a user can act on
                 time.sleep(pause)
+            except ValueError:  # gRPC's own, of a channel that was closed after the look
+                if not self._closed:
+                    raise
+                raise closed_error(self._target) from None
         raise AssertionError("unreachable")
 
     def available_versions(self) -> list[int]:

@@ -174,7 +174,14 @@ def metadata(options: Options) -> list[tuple[str, str]]:
 def make_requests(
     model_name: str, options: Options, texts: Iterable[str], pairs: Iterable[str] | None
 ) -> Iterator[tuple[int, Any]]:
-    """Splits the texts into requests; yields (number of texts, PredictRequest)."""
+    """Splits the texts into requests; yields (number of texts, PredictRequest).
+
+    Raises:
+        InvalidRequestError: a text that UTF-8 cannot encode, or one str in place of several.
+    """
+    for name, given in (("texts", texts), ("pairs", pairs)):
+        if isinstance(given, str | bytes):  # which would be taken for a list of characters
+            raise InvalidRequestError(f"{name} is one {type(given).__name__}; give a list", Code.INVALID_ARGUMENT)
     rows: Iterable[tuple[str, ...]] = ((t,) for t in texts) if pairs is None else _zip_strict(texts, pairs)
     batch: list[tuple[bytes, ...]] = []
     size = 0
@@ -319,6 +326,11 @@ def translate(error: grpc.RpcError, target: str) -> ClientError:
     if kind is OverloadedError and "message larger than max" in (error.details() or ""):
         kind = InvalidRequestError  # gRPC's own refusal, with the same code
     return kind(f"{target}: {code.name}: {error.details()}", code)
+
+
+def closed_error(target: str) -> UnavailableError:
+    """What a call of a closed client raises, and one that is under way when it is closed."""
+    return UnavailableError(f"{target}: this client is closed", Code.UNAVAILABLE)
 
 
 def next_pause_s(error: ClientError, attempt: int, options: Options, end: float | None) -> float | None:

@@ -179,9 +179,9 @@ class ServerCore:
             wanted = spec.version.value
             statuses = [s for s in statuses if s.version == wanted]
             if not statuses:
-                raise StatusError(Code.NOT_FOUND, f"Could not find version {wanted} of model {spec.name}")
+                raise StatusError(Code.NOT_FOUND, f"Could not find version {wanted} of model {quotable(spec.name)}")
         if not statuses:
-            raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+            raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {quotable(spec.name)}")
         response = get_model_status_pb2.GetModelStatusResponse()
         for status in statuses:
             entry = response.model_version_status.add(version=status.version, state=_STATES[status.state])

@@ -68,7 +68,7 @@ def invalid(message: str) -> StatusError:
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
-_NAME = re.compile(r"[\w.:/-]{0,100}")
+_NAME = re.compile(r"[\w.:/-]{0,100}", re.ASCII)
 
 
 def quotable(name: str) -> str:

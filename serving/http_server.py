@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h11
 
@@ -170,7 +170,7 @@ class HttpServer:
 
     async def _receive(self, peer: _Peer, task: asyncio.Task) -> Request | None:
         connection, reader, writer = peer.http, peer.reader, peer.writer
-        head: h11.Request | None = None
+        head: Request | None = None
         peer.bodiless = False
         body: list[bytes] = []
         size = 0
@@ -183,10 +183,17 @@ class HttpServer:
                 limit = self._limits.transfer_s if begun else self._limits.idle_s
                 connection.receive_data(await asyncio.wait_for(reader.read(_READ), limit))
             elif isinstance(event, h11.Request):
-                head = event
-                peer.bodiless = head.method == b"HEAD"
+                head = Request(
+                    event.method.decode("ascii", "replace"),
+                    event.target.decode("ascii", "replace").partition("?")[0],
+                    {k.decode("latin-1"): v.decode("latin-1") for k, v in event.headers},
+                    b"",
+                    lambda: not (reader.at_eof() or writer.is_closing()),  # closed by the client, or reset
+                )
+                peer.bodiless = head.method == "HEAD"
                 self._busy.add(task)
-                self._check_length(head)
+                self._check_length(event)
+                self._api.check_token(head)
             elif isinstance(event, h11.Data):
                 size += len(event.data)
                 if size > self._limits.body_bytes:
@@ -194,18 +201,9 @@ class HttpServer:
                 body.append(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 assert head is not None
-                break
+                return replace(head, body=b"".join(body))
             else:  # closed, or paused by an upgrade that is not supported
                 return None
-        path = head.target.decode("ascii", "replace").partition("?")[0]
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in head.headers}
-        return Request(
-            head.method.decode("ascii", "replace"),
-            path,
-            headers,
-            b"".join(body),
-            lambda: not (reader.at_eof() or writer.is_closing()),  # closed by the client, or reset
-        )
 
     def _check_length(self, head: h11.Request) -> None:
         for name, value in head.headers:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serving.errors import Code, StatusError
+from serving.errors import Code, StatusError, quotable
 from serving.flags import CPUS
 from serving.loader import Servable
 from serving.policy import Act, Snapshot, State, next_action
@@ -244,7 +244,8 @@ class Manager:
             ready = model.ready if model else []
             harness = next((h for h in ready if version is None or h.version == version), None)
             if harness is None or harness.servable is None:
-                request = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                said = quotable(name)
+                request = f"Latest({said})" if version is None else f"Specific({said}, {version})"
                 raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {request}")
             harness.handles += 1
             servable = harness.servable

@@ -33,7 +33,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb
 
-from serving.errors import Code, StatusError, invalid
+from serving.errors import Code, StatusError, invalid, where
 from serving.metrics import Metrics
 from serving.tensors import to_array, to_proto
 
@@ -43,6 +43,7 @@ _FIELDS = {
     "MultiInference": "multi_inference_log",
 }  # fmt: skip
 _QUEUED = 1000
+_QUEUED_BYTES = 1 << 28
 _OPEN, _FINISHED = ".open", ".tfrecord"
 _FRAME = 16  # bytes of a TFRecord beside its content: length, and the check sums of both
 _number = itertools.count()
@@ -126,6 +127,7 @@ class _Writer:
     def __init__(self, name: str, options: LogOptions, metrics: Metrics):
         self._name, self._options, self._metrics = name, options, metrics
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED)
+        self._queued_bytes, self._counting = 0, threading.Lock()
         self._file: tf.io.TFRecordWriter | None = None
         self._lock: int | None = None  # file descriptor
         self._path = ""
@@ -138,10 +140,15 @@ class _Writer:
         self._thread.start()
 
     def put(self, record: bytes) -> None:
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
-            self._metrics.request_log_count.add(self._name, "dropped")
+        """Hands a record to the thread, or drops it where too much waits."""
+        with self._counting:
+            try:
+                if self._queued_bytes and self._queued_bytes + len(record) > _QUEUED_BYTES:
+                    raise queue.Full
+                self._queue.put_nowait(record)
+                self._queued_bytes += len(record)
+            except queue.Full:
+                self._metrics.request_log_count.add(self._name, "dropped")
 
     def _run(self) -> None:
         if _is_local(self._options.prefix):
@@ -156,6 +163,8 @@ class _Writer:
             if record is None:
                 self._finish()
                 return
+            with self._counting:
+                self._queued_bytes -= len(record)
             try:
                 self._write(record)
                 self._metrics.request_log_count.add(self._name, "OK")
@@ -251,26 +260,37 @@ class RequestLog:
         writer, options = self._writers.get(model), self._options.get(model)
         if writer is None or options is None or random.random() >= options.rate:
             return
-        record = prediction_log_pb2.PredictionLog()
-        entry = getattr(record, _FIELDS[api])
-        entry.request.CopyFrom(request)
-        entry.response.CopyFrom(response)
-        record.log_metadata.model_spec.CopyFrom(
-            response.results[0].model_spec if api == "MultiInference" else response.model_spec  # type: ignore[attr-defined]
-        )
-        record.log_metadata.sampling_config.sampling_rate = options.rate
-        record.log_metadata.timestamp_secs = int(time.time())
-        if api == "Predict":
-            for tensor in entry.request.inputs.values():
-                if tensor.dtype == types_pb2.DT_STRING and tensor.tensor_content:
-                    # Readers in Python know strings in typed fields only.
-                    array = to_array(tensor)
-                    tensor.Clear()
-                    to_proto(array, types_pb2.DT_STRING, tensor)
-        writer.put(record.SerializeToString())
+        try:
+            record = _serialized(api, request, response, options.rate)
+        except Exception as error:  # over two gigabytes, say: the answer is not to fail for it
+            self._metrics.request_log_count.add(model, "failed")
+            _log.error("model %s: a request cannot be logged: %s", model, where(error))
+            return
+        writer.put(record)
 
     def close(self) -> None:
         """Writes what waits and finishes the files."""
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
+
+
+def _serialized(api: str, request: Message, response: Message, rate: float) -> bytes:
+    """A `PredictionLog`."""
+    record = prediction_log_pb2.PredictionLog()
+    entry = getattr(record, _FIELDS[api])
+    entry.request.CopyFrom(request)
+    entry.response.CopyFrom(response)
+    record.log_metadata.model_spec.CopyFrom(
+        response.results[0].model_spec if api == "MultiInference" else response.model_spec  # type: ignore[attr-defined]
+    )
+    record.log_metadata.sampling_config.sampling_rate = rate
+    record.log_metadata.timestamp_secs = int(time.time())
+    if api == "Predict":
+        for tensor in entry.request.inputs.values():
+            if tensor.dtype == types_pb2.DT_STRING and tensor.tensor_content:
+                # Readers in Python know strings in typed fields only.
+                array = to_array(tensor)
+                tensor.Clear()
+                to_proto(array, types_pb2.DT_STRING, tensor)
+    return record.SerializeToString()

@@ -138,9 +138,18 @@ class RestApi:
             if not request.headers.get("origin", "").startswith(("http://", "https://")):
                 raise StatusError(Code.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
             return self._respond(Code.OK, "")
-        if not self._accepts(request.headers.get("authorization", "")):
-            raise StatusError(Code.UNAUTHENTICATED, "A valid bearer token is required")
         return self._respond(Code.OK, self._dispatch(request))
+
+    def check_token(self, request: Request) -> None:
+        """Refuses who may not ask; before the body has come, so that it need not be taken in.
+
+        Raises:
+            StatusError: `UNAUTHENTICATED`.
+        """
+        guarded = request.method != "OPTIONS" and _API.fullmatch(request.path) is not None
+        if guarded and not self._accepts(request.headers.get("authorization", "")):
+            self._count(request, Code.UNAUTHENTICATED, 0.0)
+            raise StatusError(Code.UNAUTHENTICATED, "A valid bearer token is required")
 
     def _count(self, request: Request, code: Code, seconds: float) -> None:
         """As TensorFlow Serving: what is asked of the API, whatever becomes of it; only inference has an API label."""

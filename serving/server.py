@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from serving.tracing import OpenTelemetryTracer
 
 _log = logging.getLogger(__name__)
+_UNLOAD_S = 5.0  # for the models, where requests took all of the time to drain
 
 
 class ModelServer:
@@ -270,20 +272,24 @@ class ModelServer:
     def stop(self) -> None:
         """Refuses new requests, finishes those begun within `--drain_seconds`, unloads the models."""
         self.stopping.set()
-        drain = self._flags.drain_seconds
+        end = time.monotonic() + self._flags.drain_seconds
+
+        def left() -> float:
+            return max(0.0, end - time.monotonic())
+
         if self._grpc is not None:
             self._health.stopping()
             self._farewell.say()
-            stopped = self._grpc.stop(drain)  # begins at once, and meanwhile REST does the same
+            stopped = self._grpc.stop(left())  # begins at once, and meanwhile REST does the same
             if self._rest is not None:
-                self._rest.stop(drain)
+                self._rest.stop(left())
             stopped.wait()
         if self._admission is not None:
             self._admission.close()
         for thread in self._threads:
             thread.join()
         if self._core is not None:
-            self._core.stop(drain)
+            self._core.stop(max(_UNLOAD_S, left()))
         if self._request_log is not None:
             self._request_log.close()
         if self._tracer is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from serving.errors import StartError, StatusError
+from serving.errors import Code, StartError, StatusError
 
 
 class Tracer(Protocol):
@@ -65,6 +65,10 @@ class OpenTelemetryTracer:
             except StatusError as error:
                 span.set_attribute("rpc.grpc.status_code", int(error.code))
                 span.set_status(self._trace.StatusCode.ERROR, error.code.name)
+                raise
+            except Exception:  # what the client is told is INTERNAL
+                span.set_attribute("rpc.grpc.status_code", int(Code.INTERNAL))
+                span.set_status(self._trace.StatusCode.ERROR, Code.INTERNAL.name)
                 raise
             span.set_attribute("rpc.grpc.status_code", 0)
 

@@ -184,10 +184,42 @@ def test_a_closed_client_asks_no_more(scripted):
             while not server.under_way:
                 time.sleep(0.005)
             client.close()
-            with pytest.raises(UnavailableError):
+            with pytest.raises(UnavailableError, match="this client is closed"):
                 asked.result(30)
             other.predict(["a"])  # lets the first one go
+    for call in (lambda: client.predict(["a"]), client.available_versions):
+        with pytest.raises(UnavailableError, match="this client is closed"):
+            call()
     assert server.calls == 2
+
+
+def test_a_closed_asyncio_client_asks_no_more_and_cancels_nobody(scripted):
+    server = scripted([OK, OK], 2)
+
+    async def ask():
+        client = AsyncClient(server.target, "m")
+        under_way = asyncio.create_task(client.predict(["a"]))
+        while not server.under_way:
+            await asyncio.sleep(0.005)
+        await client.close()
+        for call in (under_way, client.predict(["a"]), client.available_versions()):
+            with pytest.raises(UnavailableError, match="this client is closed"):
+                await call
+        async with AsyncClient(server.target, "m") as other:
+            cancelled = asyncio.create_task(other.predict(["a"]))
+            while server.calls < 2:
+                await asyncio.sleep(0.005)
+            cancelled.cancel()  # the caller's own
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("given", [("a text", None), (b"a text", None), (["a text"], "its pair")])
+def test_one_str_is_not_taken_for_a_list_of_texts(given):
+    with pytest.raises(InvalidRequestError, match=r"is one (str|bytes); give a list"):
+        list(make_requests("m", Options(), *given))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

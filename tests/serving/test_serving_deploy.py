@@ -167,24 +167,40 @@ def test_manifests_belong_together():
     assert load("kubernetes/claim.yaml")["metadata"]["name"] in json.dumps(pod["spec"]["volumes"])
 
 
-def with_tls() -> dict:
-    """The Deployment as deploy/serving-tls has it."""
+def with_tls(file: str) -> dict:
+    """A manifest as deploy/serving-tls has it."""
+    manifest = load(file)
+    target = {"kind": manifest["kind"], "name": manifest["metadata"]["name"]}
     overlay = yaml.safe_load((TLS / "kustomization.yaml").read_text())
-    deployment = load("kubernetes/deployment.yaml")
-    (patch,) = overlay["patches"]
-    assert patch["target"] == {"kind": deployment["kind"], "name": deployment["metadata"]["name"]}
+    (patch,) = [p for p in overlay["patches"] if p["target"] == target]
     for change in yaml.safe_load(patch["patch"]):
-        place = deployment
+        place = manifest
         *path, last = change["path"].split("/")[1:]
         for key in path:
             place = place[int(key) if key.isdigit() else key]
-        assert (change["op"], last) == ("add", "-")
-        place.append(change["value"])
-    return deployment
+        if change["op"] == "remove":
+            del place[last]
+        else:
+            assert (change["op"], last) == ("add", "-")
+            place.append(change["value"])
+    return manifest
+
+
+def test_the_port_with_tls_is_not_announced_as_clear_text():
+    service = with_tls("kubernetes/service.yaml")
+    kubernetes_validate.validate(service, "1.33", strict=True)
+    assert [port.get("appProtocol") for port in service["spec"]["ports"]] == [None, "http"]
+
+
+def test_compose_with_tls_adds_a_flag_and_the_file_that_it_names():
+    served = yaml.safe_load((TLS / "compose.yaml").read_text())["services"]["serving"]
+    assert served["command"][:-1] == docker_arguments()
+    (volume,) = served["volumes"]
+    assert parse(["--model_base_path=/m", served["command"][-1]]).ssl_config_file == volume["target"]
 
 
 def test_the_overlay_for_tls_adds_a_flag_a_mount_and_a_secret_that_fit_together():
-    deployment = with_tls()
+    deployment = with_tls("kubernetes/deployment.yaml")
     kubernetes_validate.validate(deployment, "1.33", strict=True)
     pod = deployment["spec"]["template"]["spec"]
     (served,) = pod["containers"]
@@ -234,3 +250,15 @@ def test_rules_and_dashboard_use_metrics_that_the_server_has():
     batching = [e for e in expressions if ":batching_session:" in e]
     assert batching
     assert all('{model_name=~"$model|"}' in e for e in batching)
+
+
+def test_sigterm_reaches_a_server_that_does_not_handle_it():
+    """The kernel withholds it from the first process of a container, which stock TensorFlow Serving must not be."""
+    assert load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]["shareProcessNamespace"] is True
+    assert load("compose.yaml")["services"]["serving"]["init"] is True
+    assert "docker run --rm --init" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_the_number_of_replicas_is_the_autoscaler_s_alone():
+    assert "replicas" not in load("kubernetes/deployment.yaml")["spec"]
+    assert load("kubernetes/autoscaler.yaml")["spec"]["minReplicas"] >= 2

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import stat
+import threading
 
 import grpc
 import pytest
@@ -24,7 +25,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from serving import bench
 from serving.errors import StartError
 from serving.metrics import Metrics
-from serving.request_log import LogOptions, RequestLog
+from serving.request_log import LogOptions, RequestLog, _Writer
 
 
 def config(base, logging: str) -> str:
@@ -221,3 +222,28 @@ def test_arrivals_are_a_poisson_process_of_the_rate():
     assert times == sorted(times)
     assert 9500 < len(times) < 10500
     assert times == bench.arrivals(100.0, 100.0, seed=1)
+
+
+def test_the_request_log_holds_no_more_than_its_bytes_and_fails_no_answer(tmp_path, monkeypatch):
+    metrics, go_on = Metrics(), threading.Event()
+    monkeypatch.setattr("serving.request_log._QUEUED_BYTES", 1000)
+    written = _Writer._write
+
+    def held(self: _Writer, record: bytes) -> None:
+        go_on.wait(30)
+        written(self, record)
+
+    monkeypatch.setattr(_Writer, "_write", held)
+    log = RequestLog(metrics)
+    log.configure(text_format.Parse(config(tmp_path, to_files(tmp_path / "log")), ModelServerConfig()))
+    request, response = predict_pb2.PredictRequest(), predict_pb2.PredictResponse()
+    request.inputs["text"].string_val.append(b"a" * 600)
+    for _ in range(4):  # one is being written at most, one waits
+        log.log("m", "Predict", request, response)
+    count = metrics.request_log_count
+    assert count.value("m", "dropped") in (2, 3)
+    log.log("m", "Predict", request, None)  # no response that could be logged
+    assert count.value("m", "failed") == 1
+    go_on.set()
+    log.close()
+    assert count.value("m", "OK") + count.value("m", "dropped") == 4

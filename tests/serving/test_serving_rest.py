@@ -476,3 +476,17 @@ def test_bearer_tokens_guard_both_interfaces(serve, toys, tmp_path):
         client.predict(["a"])
     with Client(running.target, "m", token="first-token") as client:
         assert client.predict(["a"])[0].label == "short"
+
+
+def test_strangers_are_refused_before_their_body_is_taken_in(serve, toys, tmp_path):
+    (tmp_path / "tokens").write_text("secret\n")
+    running = serve(toys.text, rest_api_port=-1, bearer_tokens_file=tmp_path / "tokens", model_name="m")
+    with socket.create_connection(("127.0.0.1", running.server.rest_port), 30) as stranger:
+        stranger.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+        assert stranger.recv(12) == b"HTTP/1.1 401"
+
+
+def test_a_request_that_takes_longer_than_the_flag_says_is_answered_504(serve, toys):
+    running = serve(toys.text, rest_api_port=-1, rest_api_timeout_in_ms=1, model_name="m", enable_batching=True)
+    code, found = call(running, "/v1/models/m:predict", {"instances": ["a"] * 200_000})
+    assert (code, list(found)) == (504, ["error"])
