@@ -128,10 +128,11 @@ def run_command(
         raise
     except Exception as error:
         # A traceback may quote rows of data: it stays out of the terminal.
-        kind = type(error).__name__
+        found = {**runs.blank_record(), **(getattr(error, "record", None) or {}), **runs.failure(error)}
         if as_json:
-            print(runs.to_json({**runs.blank_record(), "error": kind, "error_kind": kind}))
-        where = f"; for what came before it see the newest log in {loaded.root}/logs" if loaded else ""
+            print(runs.to_json(found))
+        log = found["log"] or (f"the newest log in {loaded.root}/logs" if loaded else None)
+        where = f"; for what came before it see {log}" if log else ""
         print(f"error: {explain_unexpected(error)}{where}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:

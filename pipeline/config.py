@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from components import config as sections
 from components.config import HUB_NAME
@@ -183,7 +184,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file") from None
     except OSError as error:
@@ -192,10 +193,23 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
-    raw.setdefault("name", path.stem)
+    if "name" not in raw and not any(override.partition("=")[0].strip() == "name" for override in overrides):
+        raw["name"] = _name_of(path)
     # Where a relative path starts is settled before an override may replace it.
     _rebase(raw, path.absolute().parent)
     return read_values(path, raw, overrides)
+
+
+def _name_of(path: Path) -> str:
+    """The name of a configuration that gives none: that of its file."""
+    try:
+        return TypeAdapter(sections.FileName).validate_python(path.stem)
+    except ValidationError:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-._") or "mine"
+        raise ConfigError(
+            f"{path}: name: none is given, and the file's own, {path.stem!r}, is none for a folder: letters, digits, "
+            f'"_", "." and "-" alone; write  name = "{plain}"  at the top of the file, or rename it'
+        ) from None
 
 
 def read_values(source: str | Path, values: dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -68,7 +68,9 @@ def run(
                 return {**known, "status": status, "seconds": {"total": round(time.monotonic() - began, 2)}}
             return _execute(config, fingerprint, from_step, to_step, began, trigger)
     except OSError as error:  # of a step's own it would be a StepError
-        raise PipelineError(housekeeping.explain_os(error, root)) from None
+        explained = PipelineError(housekeeping.explain_os(error, root))
+        explained.record = getattr(error, "record", None)
+        raise explained from None
 
 
 def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | None:
@@ -142,8 +144,7 @@ def _execute(
             record.update({**outcome(result.outputs), "step": None})
         except BaseException as error:
             record.update({**failure(error), "status": "failed"})
-            if isinstance(error, PipelineError):
-                error.record = record
+            error.record = record  # type: ignore[attr-defined]  # whatever it is: `--json` prints it
             raise
         finally:
             _keep(root, timed(), console)

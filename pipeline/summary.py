@@ -15,6 +15,10 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
         _print_data(console, data, record.get("truncated"))
     if record.get("metrics"):
         _print_metrics(console, record)
+        absent = [label for label, values in (record.get("per_label") or {}).items() if values.get("support") == 0]
+        if absent:
+            names = ", ".join(map(repr, absent))
+            console.print(f"no row of the evaluated split has {names}: F1 0 in macro-F1", style="yellow", markup=False)
     training = record.get("training") or {}
     if found := training.get("hyperparameters"):
         console.print("found by the tuner: " + ", ".join(f"{name} = {value}" for name, value in found.items()))

@@ -35,6 +35,20 @@ def test_minimal_configuration_has_defaults_and_absolute_paths(minimal: Path) ->
     assert config.serving_dir == config.root / "serving" / "biobert_cnn"
 
 
+def test_name_is_the_files_and_where_that_is_none_it_says_what_to_write(minimal: Path) -> None:
+    odd = minimal.rename(minimal.with_name("my config.toml"))
+    assert "my config.toml: name: none is given, and the file's own, 'my config', is none" in message(odd)
+    assert 'write  name = "my-config"  at the top of the file, or rename it' in message(odd)
+    assert load_config(odd, ["name=mine"]).name == "mine"
+    odd.write_text(f'name = "own"\n{odd.read_text()}')
+    assert load_config(odd).name == "own"
+
+
+def test_byte_order_mark_is_no_mistake(minimal: Path) -> None:
+    minimal.write_bytes(b"\xef\xbb\xbf" + minimal.read_bytes())
+    assert load_config(minimal).name == "mine"
+
+
 def test_a_search_is_read_from_nested_keys_and_is_no_part_by_default(minimal: Path) -> None:
     assert load_config(minimal).tuner is None
     rates = "tuner.space.training.learning_rate={min=1e-4, max=1e-2, sampling='log'}"

@@ -123,9 +123,11 @@ def test_unexpected_error_is_named_by_its_kind_alone(
     monkeypatch.setattr(runs, "_prepare", fail)
     done = CliRunner().invoke(app, ["run", str(minimal), "--set", f"paths.root={config.root}", "--json"])
     assert done.exit_code == 1
-    assert json.loads(done.stdout)["error"] == "ValueError"
+    found = json.loads(done.stdout)
+    assert (found["error"], found["error_kind"], found["name"]) == ("ValueError", "ValueError", "mine")
+    assert [found] == read_records(config.root)
     assert "patient" not in done.output
-    assert f"see the newest log in {config.root}/logs" in done.stderr
+    assert f"see {config.root}/logs/{found['run_id']}.log" in done.stderr
     assert "unexpected ValueError at tests/pipeline/test_run.py:" in done.stderr
 
 
@@ -184,6 +186,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
         truncated={"train": 5, "eval": 1, "test": 2},
         metrics={"macro_f1": metric}, baseline={"macro_f1": 0.645},
         paired={"macro_f1": {"difference": 0.0768, "low": 0.0362, "high": 0.1142}},
+        per_label={"yes": {"f1": 0.8, "support": 9}, "[rare]": {"f1": 0.0, "support": 0}},
         gates=[{"gate": "macro_f1 >= 0.6", "value": 0.72184, "passed": True}], seconds={"total": 151.2},
     )  # fmt: skip
     stream = io.StringIO()
@@ -196,6 +199,7 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
     assert "macro_f1  0.7218  0.687 to 0.754  0.6450  +0.077 (+0.036 to +0.114)" in " ".join(
         line for line in text.splitlines() if "macro_f1" in line
     ).replace("   ", "  ")
+    assert "no row of the evaluated split has '[rare]': F1 0 in macro-F1" in text
     assert "holds" in text
     assert "pushed version 7 → /m/7" in text
     assert "found by the tuner: head.kind = cls, training.learning_rate = 0.001" in text
