@@ -44,7 +44,7 @@ class Loaded:
 def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path) -> Loaded:
     """Assigns pretrained weights to a built encoder.
 
-    An encoder of fewer layers than the checkpoint gets the lower ones.
+    An encoder of fewer layers than the checkpoint gets the lower ones, where their number was chosen.
 
     Args:
       name: see `components.encoder.sources.find_source`.
@@ -64,17 +64,18 @@ def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> t
     """The tensors that an encoder of this geometry needs, by Hugging Face's names and in its layout.
 
     Raises:
-      CheckpointError: naming tensors that are missing, unexpected or of another shape, or the setting in which the
-        weights' own configuration or vocabulary differs.
+      CheckpointError: naming tensors that are missing, unexpected, of another shape, there twice or not finite, or the
+        setting in which the weights' own configuration, number of layers or vocabulary differs.
     """
     source = find_source(name)
     _check_companions(source, geometry, Path(vocab_file))
-    tensors = {canonical_name(key): value for key, value in source.tensors().items()}
+    needed = {part: place.shape for place in _places(geometry) for part in place.parts}
+    named = _by_canonical_name(name, source.tensors(lambda key: canonical_name(key) in needed))
+    tensors = {key: value for key, value in named.items() if value is not None}
     if source.format == "tf1":
         tensors = {key: value.T if _is_kernel(key) else value for key, value in tensors.items()}
-    needed = {part: place.shape for place in _places(geometry) for part in place.parts}
     missing = sorted(needed.keys() - tensors.keys())
-    left = tensors.keys() - needed.keys()
+    left = named.keys() - needed.keys()
     layers = geometry.num_hidden_layers
     unexpected = sorted(key for key in left if not (_BESIDE.match(key) or _layer_of(key) >= layers))
     misshapen = [
@@ -83,13 +84,25 @@ def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> t
         if key in tensors and tensors[key].shape != shape
     ]
     problems = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
+        f"{len(names)} {kind}: {_some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if names
     ]
     if problems:
         raise CheckpointError(f"encoder.weights: {name} does not fit the encoder; tensors {'; '.join(problems)}")
-    found = {part: np.ascontiguousarray(tensors[part], np.float32) for part in sorted(needed)}
+    own_layers = 1 + max(map(_layer_of, named))
+    if own_layers > layers and not geometry.layers_chosen:
+        raise CheckpointError(
+            f"encoder.weights: {name} has {own_layers} layers, but the configuration of the encoder says {layers}; set "
+            f"encoder.num_hidden_layers to {layers} to take the lower ones, or point encoder.config at the weights' own"
+        )
+    with np.errstate(over="ignore"):  # of float64; it is told below
+        found = {part: np.ascontiguousarray(tensors[part], np.float32) for part in sorted(needed)}
+    if bad := [part for part, value in found.items() if not np.isfinite(value).all()]:
+        raise CheckpointError(
+            f"encoder.weights: {name} has values that are no finite numbers in {len(bad)} tensors: {_some(bad)}; fetch "
+            "or convert it anew"
+        )
     return found, Loaded(source.format, source.sha256(), tuple(sorted(left)))
 
 
@@ -102,6 +115,22 @@ def canonical_name(name: str) -> str:
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     name = re.sub(r"\.kernel$", ".weight", name)
     return re.sub(r"(word|position|token_type)_embeddings$", r"\1_embeddings.weight", name)
+
+
+def _by_canonical_name(name: str, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+    names: dict[str, str] = {}
+    for key in tensors:
+        first = names.setdefault(canonical_name(key), key)
+        if first != key:
+            raise CheckpointError(
+                f"encoder.weights: {name} has one tensor by two names, {first} and {key}; remove the one that is not "
+                "the encoder's"
+            )
+    return {canonical: tensors[key] for canonical, key in names.items()}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def _is_kernel(name: str) -> bool:
@@ -161,10 +190,11 @@ def _check_companions(source: Source, geometry: BertGeometry, vocab_file: Path) 
     """The configuration and vocabulary beside the weights must be those in use: no shape shows the heads' number."""
     if source.config is not None:
         own = read_geometry(source.config)
-        # Not the number of layers: fewer may be wanted. Dropout and initialisation do not change an answer.
-        for key in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "layer_norm_eps"):
-            if geometry.num_hidden_layers == 0 and key in ("num_attention_heads", "intermediate_size"):
-                continue
+        # Dropout and initialisation do not change an answer.
+        keys = ["vocab_size", "hidden_size", "layer_norm_eps"]
+        keys += ["num_attention_heads", "intermediate_size"] if geometry.num_hidden_layers else []
+        keys += [] if geometry.layers_chosen else ["num_hidden_layers"]
+        for key in keys:
             if getattr(own, key) != getattr(geometry, key):
                 raise CheckpointError(
                     f"encoder.weights: {source.config} has {key} {getattr(own, key)}, but the encoder is configured "

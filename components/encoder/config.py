@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class BertGeometry:
-    """Sizes and rates of a BERT encoder, by the names of `config.json` (Devlin et al., 2019)."""
+    """Sizes and rates of a BERT encoder, by the names of `config.json` (Devlin et al., 2019).
+
+    `layers_chosen`, which is no name of `config.json`: whether `encoder.num_hidden_layers` gives the number of layers,
+    which may then be less than that of pretrained weights.
+    """
 
     vocab_size: int
     hidden_size: int = 768
@@ -50,6 +55,14 @@ class BertGeometry:
     attention_probs_dropout_prob: float = 0.1
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    layers_chosen: bool = field(default=False, compare=False)
+
+    def as_config(self) -> dict[str, Any]:
+        """The values by the names of `config.json`."""
+        return {key: value for key, value in asdict(self).items() if key in _KEYS}
+
+
+_KEYS = tuple(key for key in BertGeometry.__dataclass_fields__ if key != "layers_chosen")
 
 
 def read_geometry(
@@ -76,12 +89,11 @@ def read_geometry(
     if not isinstance(raw, dict):
         raise ConfigError(f"encoder.config: {config_file} must hold one JSON object")
     _refuse_unsupported(config_file, raw)
-    known = BertGeometry.__dataclass_fields__
-    geometry = BertGeometry(**{"vocab_size": vocab_size or 0, **{k: raw[k] for k in known if k in raw}})
+    geometry = BertGeometry(**{"vocab_size": vocab_size or 0, **{k: raw[k] for k in _KEYS if k in raw}})
     _check_types(config_file, geometry)
     if overrides is not None:
-        given = {key: getattr(overrides, key) for key in _OVERRIDES}
-        geometry = replace(geometry, **{key: value for key, value in given.items() if value is not None})
+        given = {key: value for key in _OVERRIDES if (value := getattr(overrides, key)) is not None}
+        geometry = replace(geometry, **given, layers_chosen="num_hidden_layers" in given)
     if vocab_size is not None and vocab_size != geometry.vocab_size:
         if overrides is not None and overrides.weights:
             raise CheckpointError(
@@ -91,6 +103,8 @@ def read_geometry(
         geometry = replace(geometry, vocab_size=vocab_size)
     if geometry.vocab_size < 1:
         raise ConfigError(f"{config_file}: vocab_size is missing")
+    if geometry.num_hidden_layers and not geometry.num_attention_heads:
+        raise ConfigError(f"{config_file}: num_attention_heads is 0; a layer has at least 1")
     if geometry.num_hidden_layers and geometry.hidden_size % geometry.num_attention_heads:
         raise ConfigError(
             f"encoder: hidden_size {geometry.hidden_size} cannot be divided among "
@@ -143,8 +157,10 @@ def _refuse_unsupported(config_file: str | Path, raw: dict[str, Any]) -> None:
 
 
 def _check_types(config_file: str | Path, geometry: BertGeometry) -> None:
-    for key, field in BertGeometry.__dataclass_fields__.items():
-        value = getattr(geometry, key)
-        number = isinstance(value, int if field.type == "int" else (int, float))
-        if not number or isinstance(value, bool) or value < 0:
+    for key in _KEYS:
+        value, kind = getattr(geometry, key), BertGeometry.__dataclass_fields__[key].type
+        number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
             raise ConfigError(f"{config_file}: {key} is {value!r}; a number of at least 0 is needed")
+        if key.endswith("_prob") and value > 1:
+            raise ConfigError(f"{config_file}: {key} is {value!r}; a share from 0 to 1 is needed")

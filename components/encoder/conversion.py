@@ -50,7 +50,7 @@ def convert(name: str, geometry: BertGeometry, vocab_file: str | Path, folder: s
 
     Args:
       name: see `components.encoder.sources.find_source`.
-      geometry: of the encoder that they are for; fewer layers than the source's take the lower ones.
+      geometry: of the encoder that they are for; fewer layers than the source's, where chosen, take the lower ones.
       vocab_file: in use.
 
     Raises:
@@ -74,7 +74,7 @@ def convert(name: str, geometry: BertGeometry, vocab_file: str | Path, folder: s
         if target.exists() and any(target.iterdir()):
             raise CheckpointError(f"{target}: is not empty; name a new folder for the converted weights")
         target.mkdir(parents=True, exist_ok=True)
-        config = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", **asdict(geometry)}
+        config = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", **geometry.as_config()}
         shutil.copyfile(vocab_file, target / VOCAB)
         (target / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         (target / RECORD).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")

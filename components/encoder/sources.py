@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,8 @@ from components.config import HUB_NAME
 from components.encoder.torch_pickle import as_array, read_state_dict
 from components.errors import CheckpointError
 
-_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4"}
+_INDEX = "model.safetensors.index.json"
+_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,26 @@ class Source:
                 whole.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         return whole.hexdigest()
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All tensors by the names they have in the files; bfloat16 as float32.
+    def tensors(self, needed: Callable[[str], bool]) -> dict[str, np.ndarray | None]:
+        """All tensors by the names they have in the files; bfloat16 as float32, and None for what is not needed.
 
         Raises:
-          CheckpointError: a file is damaged.
+          CheckpointError: a file is damaged, a needed tensor is of no type of floating point, or two files hold a
+            tensor of one name.
         """
         if self.format == "tf1":
-            return _read_tf1(str(self.prefix))
-        read = _read_safetensors if self.format == "safetensors" else read_state_dict
-        found: dict[str, np.ndarray] = {}
+            return _read_tf1(str(self.prefix), needed)
+        found: dict[str, np.ndarray | None] = {}
+        file_of: dict[str, Path] = {}
         for file in self.files:
-            found |= read(file)
+            read = _read_safetensors(file, needed) if self.format == "safetensors" else read_state_dict(file)
+            for name in read:
+                if name in found:
+                    raise CheckpointError(
+                        f"{file}: {name} stands in {file_of[name].name} too; remove the file that is not of the weights"
+                    )
+                file_of[name] = file
+            found |= read
         return found
 
 
@@ -87,10 +97,8 @@ def _in_folder(folder: Path) -> Source:
     config = next((f for n in ("config.json", "bert_config.json") if (f := folder / n).exists()), None)
     vocab = folder / "vocab.txt"
     beside = (config, vocab if vocab.exists() else None)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return Source("safetensors", tuple(folder / Path(n).name for n in names), None, *beside)
+    if (folder / _INDEX).exists():
+        return Source("safetensors", _shards(folder / _INDEX), None, *beside)
     if (folder / "model.safetensors").exists():
         return Source("safetensors", (folder / "model.safetensors",), None, *beside)
     if (folder / "pytorch_model.bin").exists():
@@ -106,6 +114,17 @@ def _in_folder(folder: Path) -> Source:
     )
 
 
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = tuple(index.with_name(Path(name).name) for name in sorted(names))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = ()
+    if not files:
+        raise CheckpointError(f"{index}: is no index of shards (weight_map: a file by tensor); fetch it anew")
+    return files
+
+
 def _tf1(prefix: Path) -> Source:
     config = next((f for n in ("bert_config.json", "config.json") if (f := prefix.parent / n).exists()), None)
     vocab = prefix.parent / "vocab.txt"
@@ -119,9 +138,11 @@ def _download(repo: str, revision: str) -> Path:
 
     beside = ["config.json", "vocab.txt"]
     try:
-        for weights in (["*.safetensors", "model.safetensors.index.json"], ["pytorch_model.bin"]):
-            folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=beside + weights))
-            if any(folder.glob(weights[0])):
+        # Not "*.safetensors": its variants and other models, which may stand beside it, are none of the weights.
+        for whole, *parts in (["model.safetensors", _INDEX, "model-*.safetensors"], ["pytorch_model.bin"]):
+            wanted = [*beside, whole, *parts]
+            folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+            if any((folder / name).exists() for name in (whole, *parts)):
                 return folder
     except LocalEntryNotFoundError:
         raise CheckpointError(
@@ -135,22 +156,26 @@ def _download(repo: str, revision: str) -> Path:
     raise CheckpointError(f"encoder.weights: {repo}@{revision} has neither safetensors nor pytorch_model.bin")
 
 
-def _read_tf1(prefix: str) -> dict[str, np.ndarray]:
+def _read_tf1(prefix: str, needed: Callable[[str], bool]) -> dict[str, np.ndarray | None]:
     import tensorflow as tf
 
     try:
         reader = tf.train.load_checkpoint(prefix)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        names = reader.get_variable_to_shape_map()
+        return {name: reader.get_tensor(name) if needed(name) else None for name in names}
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{prefix}: the checkpoint cannot be read ({type(error).__name__})") from None
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, needed: Callable[[str], bool]) -> dict[str, np.ndarray | None]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        found = {}
+        found: dict[str, np.ndarray | None] = {}
         for name, entry in deserialize(path.read_bytes()):
+            if not needed(name):
+                found[name] = None
+                continue
             if entry["dtype"] not in _SAFETENSORS_DTYPES:
                 raise CheckpointError(f"{path}: {name} has the unsupported type {entry['dtype']}")
             values = as_array(bytes(entry["data"]), _SAFETENSORS_DTYPES[entry["dtype"]])

@@ -9,8 +9,10 @@ Source: `torch/serialization.py`, `torch/_utils.py`.
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +123,9 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         return {name: value.array() for name, value in named.items()}
     except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, TypeError, KeyError, EOFError, OSError) as error:
         raise CheckpointError(f"{path}: not a state dict that can be read safely: {error}") from None
-    except (AttributeError, IndexError, ImportError, MemoryError, OverflowError) as error:
+    except (
+        AttributeError, IndexError, ImportError, MemoryError, OverflowError, RuntimeError, lzma.LZMAError, zlib.error,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: a damaged state dict ({type(error).__name__})") from None
 
 

@@ -3,17 +3,21 @@
 import json
 import pickle
 import sys
+import threading
 import types
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from components.encoder.bert import BertEncoder
-from components.encoder.checkpoint import load_weights
+from components.encoder.checkpoint import load_weights, read_weights
 from components.encoder.config import BertGeometry
 from components.encoder.conversion import convert
 from components.encoder.sources import find_source
@@ -212,6 +216,45 @@ def test_every_format_gives_the_same_encoder(tmp_path, vocab_file, torch_modules
             np.testing.assert_array_equal(variable.numpy(), expected.numpy())
 
 
+def write_by_hand(folder, tensors, kind):
+    """safetensors of a type that NumPy may not have: the header, its length before it, and the bytes."""
+    folder.mkdir()
+    kinds = {"F64": "<f8", "F16": "<f2"}
+    header, data = {}, b""
+    for name, value in tensors.items():
+        cut = (value.view("<u4") >> 16).astype("<u2") if kind == "BF16" else value.astype(kinds[kind])
+        place = [len(data), len(data) + cut.nbytes]
+        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": place}
+        data += cut.tobytes()
+    encoded = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    return str(folder)
+
+
+def rounded(value, kind):
+    """float32 values that the type holds exactly: without the bits of the mantissa that it lacks."""
+    lacking = {"BF16": 16, "F16": 13, "F64": 0, "F32": 0}[kind]
+    return (value.view("<u4") >> lacking << lacking).view("<f4")
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [("safetensors", "BF16"), ("safetensors", "F16"), ("safetensors", "F64"), ("tf1", "BF16"), ("tf1", "F16")],
+)
+def test_values_of_other_precisions_are_read_to_the_bit(tmp_path, vocab_file, form, kind):
+    tensors = {name: rounded(value, kind) for name, value in hugging_face_tensors().items()}
+    if form == "safetensors":
+        source = write_by_hand(tmp_path / "s", tensors, kind)
+    else:
+        half = {"BF16": tf.bfloat16, "F16": tf.float16}[kind].as_numpy_dtype
+        source = write_tf1(tmp_path / "t", {name: value.astype(half) for name, value in tensors.items()})
+    found, _ = read_weights(source, GEOMETRY, vocab_file)
+    assert len(found) == 37
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, tensors[f"bert.{name}"])
+
+
 def test_a_folder_with_one_tensorflow_checkpoint_is_found(tmp_path):
     prefix = write_tf1(tmp_path, hugging_face_tensors())
     source = find_source(str(tmp_path))
@@ -233,11 +276,87 @@ def test_shards_are_read_together(tmp_path, vocab_file):
 
 def test_fewer_layers_take_the_lower_ones(tmp_path, vocab_file):
     tensors = hugging_face_tensors()
-    encoder = encoder_of(BertGeometry(**{**vars(GEOMETRY), "num_hidden_layers": 1}))
-    loaded = load_weights(encoder, write_safetensors(tmp_path / "s", tensors), vocab_file)
+    encoder = encoder_of(replace(GEOMETRY, num_hidden_layers=1, layers_chosen=True))
+    source = write_safetensors(tmp_path / "s", tensors)
+    (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG))
+    loaded = load_weights(encoder, source, vocab_file)
     expected = tensors["bert.encoder.layer.0.output.dense.weight"].T
     np.testing.assert_array_equal(encoder.blocks[0].output_dense.kernel.numpy(), expected)
     assert "encoder.layer.1.output.dense.weight" in loaded.unused
+
+
+def test_another_number_of_layers_is_refused_unless_it_was_chosen(tmp_path, vocab_file):
+    source = write_safetensors(tmp_path / "s", hugging_face_tensors())
+    one = replace(GEOMETRY, num_hidden_layers=1)
+    message = "has 2 layers, but the configuration of the encoder says 1; set encoder.num_hidden_layers to 1"
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(source, one, vocab_file)
+    for layers, geometry in ((2, one), (3, GEOMETRY)):
+        (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+        with pytest.raises(CheckpointError, match=f"has num_hidden_layers {layers}, but the encoder"):
+            read_weights(source, geometry, vocab_file)
+        read_weights(source, replace(geometry, layers_chosen=True), vocab_file)
+    with pytest.raises(CheckpointError, match=r"16 missing: encoder\.layer\.2\."):
+        read_weights(source, replace(GEOMETRY, num_hidden_layers=3, layers_chosen=True), vocab_file)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("bert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight"),
+        ("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma"),
+        ("bert.pooler.dense.bias", "pooler.dense.bias"),
+    ],
+)
+def test_one_tensor_by_two_names_is_refused(tmp_path, vocab_file, first, second):
+    tensors = hugging_face_tensors()
+    source = write_safetensors(tmp_path / "s", tensors | {second: np.zeros_like(tensors[first])})
+    with pytest.raises(CheckpointError, match="has one tensor by two names") as error:
+        read_weights(source, GEOMETRY, vocab_file)
+    assert first in str(error.value)
+    assert second in str(error.value)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    save_file(tensors, tmp_path / "model-1.safetensors")
+    save_file({"bert.pooler.dense.bias": np.zeros(8, np.float32)}, tmp_path / "model-2.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"-2.safetensors: bert\.pooler\.dense\.bias stands in model-1"):
+        read_weights(str(tmp_path), GEOMETRY, vocab_file)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_weights_that_are_no_finite_numbers_are_named(tmp_path, vocab_file, value):
+    tensors = hugging_face_tensors()
+    bias = np.zeros(8)
+    bias[3] = value
+    tensors["bert.encoder.layer.0.output.dense.bias"] = bias
+    tensors["bert.pooler.dense.bias"][0] = np.nan  # stays behind
+    with pytest.raises(CheckpointError, match=r"numbers in 1 tensors: encoder\.layer\.0\.output\.dense\.bias; fetch"):
+        read_weights(write_safetensors(tmp_path / "s", tensors), GEOMETRY, vocab_file)
+
+
+def test_only_what_is_needed_must_be_of_floating_point(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    beside = {"bert.pooler.dense.weight": np.zeros((8, 8), np.int16)}
+    beside |= {"bert.embeddings.position_ids": np.zeros((1, 6), np.uint8)}
+    _, loaded = read_weights(write_safetensors(tmp_path / "s", tensors | beside), GEOMETRY, vocab_file)
+    assert {"pooler.dense.weight", "embeddings.position_ids"} <= set(loaded.unused)
+    name = "bert.encoder.layer.0.output.dense.bias"
+    source = write_safetensors(tmp_path / "s", tensors | {name: np.zeros(8, np.int8)})
+    with pytest.raises(CheckpointError, match=f"{name} has the unsupported type I8"):
+        read_weights(source, GEOMETRY, vocab_file)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "{", "[]", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}']
+)
+def test_a_damaged_index_of_shards_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: is no index of shards"):
+        find_source(str(tmp_path))
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, vocab_file):
@@ -319,6 +438,17 @@ def test_transposed_and_half_precision_tensors_are_read(tmp_path, torch_modules)
     assert read_state_dict(path)["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_a_damaged_archive_that_is_compressed_is_named(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    data = bytearray(path.read_bytes())
+    data[30 + len("archive/data.pkl")] ^= 0xFF  # the first byte after the entry's header
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: a damaged state dict \(error\)"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_a_cut_off_file_is_named(tmp_path, torch_modules, share, legacy):
@@ -392,6 +522,62 @@ def test_offline_a_hub_name_is_read_from_the_cache_at_its_revision(hub, vocab_fi
         find_source("organisation/name@" + "0" * 40)
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of Hugging Face's hub as its client asks for, one repository at REVISION."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    fetched: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        if "/api/" in self.path:
+            found = [{"type": "file", "path": n, "size": len(f), "oid": f"oid-{n}"} for n, f in self.files.items()]
+            self.answer(json.dumps(found).encode(), {"Content-Type": "application/json"})
+            return
+        name = self.path.partition(f"/resolve/{REVISION}/")[2]
+        self.fetched.append(f"{self.command} {name}")
+        self.answer(self.files[name], {"ETag": f'"oid-{name}"', "X-Repo-Commit": REVISION})
+
+    do_HEAD = do_GET
+
+    def answer(self, data, headers):
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_was_read_once_is_not_downloaded_again(hub, monkeypatch, vocab_file):
+    import huggingface_hub.constants as settings
+
+    tensors = hugging_face_tensors()
+    names = ["config.json", "model.safetensors", "vocab.txt"]
+    vocabulary = vocab_file.read_bytes()
+    Hub.files = dict(zip(names, (json.dumps(CONFIG).encode(), save(tensors), vocabulary), strict=True))
+    Hub.files["onnx/model.safetensors"] = b"of another model"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(settings, "ENDPOINT", endpoint)
+    monkeypatch.setattr(settings, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    first, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)
+    assert sorted(name for name in Hub.fetched if name.startswith("GET")) == [f"GET {name}" for name in names]
+    Hub.fetched.clear()
+    again, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)
+    assert Hub.fetched == []
+    server.shutdown()
+    server.server_close()
+    read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)  # nor is there anyone to be asked
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
+
+
 def test_a_repository_of_the_hub_without_weights_is_named(hub):
     hub("organisation/empty")
     with pytest.raises(CheckpointError, match=f"organisation/empty@{REVISION} has neither safetensors nor pytorch"):
@@ -399,7 +585,12 @@ def test_a_repository_of_the_hub_without_weights_is_named(hub):
 
 
 @pytest.mark.parametrize(
-    ("files", "asked"), [(["model.safetensors", "pytorch_model.bin"], 1), (["pytorch_model.bin"], 2)]
+    ("files", "asked"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], 1),
+        (["pytorch_model.bin"], 2),
+        (["pytorch_model.bin", "adapter.safetensors", "model.fp16.safetensors", "onnx/model.safetensors"], 2),
+    ],
 )
 def test_of_a_repository_that_has_both_the_pickle_is_not_fetched(monkeypatch, tmp_path, files, asked):
     import fnmatch
@@ -413,6 +604,7 @@ def test_of_a_repository_that_has_both_the_pickle_is_not_fetched(monkeypatch, tm
         calls.append((repository, revision))
         for name in there:
             if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
                 (tmp_path / name).write_text("{}")
         return str(tmp_path)
 

@@ -83,6 +83,28 @@ def test_a_size_that_is_no_number_is_named(config_file, value):
         read_geometry(config_file(intermediate_size=value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_attention_heads", 0, "num_attention_heads is 0; a layer has at least 1"),
+        ("layer_norm_eps", float("nan"), "layer_norm_eps is nan; a number of at least 0 is needed"),
+        ("initializer_range", float("inf"), "initializer_range is inf; a number of at least 0 is needed"),
+        ("hidden_dropout_prob", 1.5, "hidden_dropout_prob is 1.5; a share from 0 to 1 is needed"),
+        ("attention_probs_dropout_prob", 2, "attention_probs_dropout_prob is 2; a share from 0 to 1 is needed"),
+    ],
+)
+def test_a_value_that_no_encoder_can_have_is_named(config_file, key, value, message):
+    with pytest.raises(ConfigError, match=f"config.json: {message}"):
+        read_geometry(config_file(**{key: value}))
+
+
+def test_it_is_known_whether_the_number_of_layers_was_chosen(config_file):
+    assert not read_geometry(config_file(layers_chosen=True), EncoderConfig(hidden_size=24)).layers_chosen
+    assert read_geometry(config_file(), EncoderConfig(num_hidden_layers=2)).layers_chosen
+    assert read_geometry(config_file()).as_config().keys() >= BASE.keys()
+    assert "layers_chosen" not in read_geometry(config_file()).as_config()
+
+
 def test_random_weights_take_the_vocabularys_size(config_file):
     assert read_geometry(config_file(), EncoderConfig(), vocab_size=9).vocab_size == 9
 
