@@ -272,6 +272,7 @@ class Process:
     popen: subprocess.Popen
     target: str
     rest: str
+    log: Path  # of its standard error
 
     @property
     def pid(self) -> int:
@@ -288,8 +289,8 @@ def spawn(tmp_path) -> Iterator[Callable[..., Process]]:
     started: list[subprocess.Popen] = []
 
     def start(*flags: str, rest: bool = False, wait: bool = True) -> Process:
-        number = len(started)
-        log = open(tmp_path / f"server-{number}.log", "wb")  # noqa: SIM115  closed with the process
+        path = tmp_path / f"server-{len(started)}.log"
+        log = path.open("wb")
         popen = subprocess.Popen(
             [sys.executable, "-m", "serving.server", "--port=0", *(["--rest_api_port=-1"] if rest else []), *flags],
             stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
@@ -299,9 +300,9 @@ def spawn(tmp_path) -> Iterator[Callable[..., Process]]:
         found = {"grpc": "", "rest": ""}
         for _ in range((1 + rest) if wait else 0):
             line = popen.stdout.readline().decode().split()
-            assert line[:2] == ["listening", "on"], (tmp_path / f"server-{number}.log").read_text()
+            assert line[:2] == ["listening", "on"], path.read_text()
             found[line[2]] = line[3]
-        return Process(popen, found["grpc"], f"http://{found['rest']}")
+        return Process(popen, found["grpc"], f"http://{found['rest']}", path)
 
     yield start
     for popen in started:

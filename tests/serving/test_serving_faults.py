@@ -177,6 +177,9 @@ def test_clients_that_misbehave_disturb_nobody(faulty, eventually, under_load, m
         assert answer["predictions"][0]["probabilities"][1] == pytest.approx(1.0, abs=1e-6)
         web.close()
     channel.close()
+    log = faulty.log.read_bytes().lower()
+    assert log
+    assert not any(text in log for text in (b"aspirin", b"placebo", b"nonsense", b"aaaaaa"))
 
 
 def test_connections_beyond_the_limit_are_closed_at_once_and_those_there_are_go_on(serve, toys, make_request):
@@ -408,6 +411,7 @@ def test_fuzzed_requests_are_answered_or_refused_and_never_quoted(spawn, toys, t
         http.close()
     assert seen.keys() >= {200, 400, 404}
     assert sum(seen.values()) >= 10_000
+    assert b"canary" not in process.log.read_bytes()
     one = RawHttp(port)
     assert one.ask("POST", "/v1/models/default:predict", b'{"instances": [2.0]}')[0] == 200
     one.close()
