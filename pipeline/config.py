@@ -97,14 +97,8 @@ class Config(sections.Section):
             self._check_search(self.tuner)
         if self.tokenizer.max_length < 5 and self.data.has_pairs:
             raise ValueError("tokenizer.max_length: a pair needs at least 5 tokens")
-        if self.tokenizer.long_text == "windows":
-            if self.data.has_pairs:
-                raise ValueError("tokenizer.long_text: windows are cut from single texts; a pair is truncated")
-            if any(stage.cache and stage.layers != "all" for stage in self.training.stages):
-                raise ValueError(
-                    'tokenizer.long_text: what frozen layers give is not kept for "windows"; set cache = false in '
-                    "training.stages"
-                )
+        if self.tokenizer.long_text == "windows" and self.data.has_pairs:
+            raise ValueError("tokenizer.long_text: windows are cut from single texts; a pair is truncated")
         if self.schedule.serving_drift is not None and self.validation.serving_logs is None:
             raise ValueError("schedule.serving_drift: name the server's request log in validation.serving_logs")
         if self.validation.length_skew is not None and self.validation.serving_logs is None:

@@ -55,5 +55,10 @@ def check_options(
         )
     if training.xla and (head.batch_norm or head.kind == "stacked"):
         raise ConfigError("training.xla: its padding would count in head.batch_norm's statistics; remove one of them")
+    if windows and any(stage.cache and stage.layers != "all" for stage in training.stages):
+        raise ConfigError(
+            'tokenizer.long_text: what frozen layers give is not kept for "windows"; set cache = false in '
+            "training.stages"
+        )
     if training.xla and windows:
         raise ConfigError('training.xla: needs shapes that are known, and tokenizer.long_text = "windows" has none')

@@ -217,8 +217,16 @@ def test_options_that_do_not_fit_the_encoder_are_refused(training, encoder, mess
         check_options(TrainingConfig(**training), EncoderConfig(**encoder), geometry, 128, HeadConfig(), False)
 
 
+def test_outputs_of_frozen_layers_are_not_kept_for_windows():
+    geometry, head = BertGeometry(vocab_size=20, num_hidden_layers=2), HeadConfig()
+    with pytest.raises(ConfigError, match=r'not kept for "windows"; set cache = false in training\.stages'):
+        check_options(TrainingConfig(stages=[FROZEN, ALL]), EncoderConfig(), geometry, 128, head, windows=True)
+    for stages, windows in (([FROZEN, ALL], False), ([{**FROZEN, "cache": False}, ALL], True), ([ALL], True)):
+        check_options(TrainingConfig(stages=stages), EncoderConfig(), geometry, 128, head, windows)
+
+
 def test_options_that_fit_the_encoder_are_taken():
-    training = TrainingConfig(stages=[{"layers": 2, "epochs": 1}], layer_decay=0.9, batch_tokens=128)
+    training = TrainingConfig(stages=[{"layers": 2, "epochs": 1, "cache": False}], layer_decay=0.9, batch_tokens=128)
     geometry, head = BertGeometry(vocab_size=20, num_hidden_layers=2), HeadConfig()
     check_options(training, EncoderConfig(), geometry, 128, head, windows=True)
     check_options(TrainingConfig(), EncoderConfig(trainable=False), geometry, 128, head, windows=True)
