@@ -209,13 +209,14 @@ def _check_separator(body: bytes, spec: RowSpec, name: str) -> None:
             f"{name}: line 1: the columns are quoted, and TSV has no quoting: write the file without (in pandas "
             "quoting=csv.QUOTE_NONE), or as CSV"
         )
-    for separator, called in {b",": "commas", b"\t": "tabs", b";": "semicolons"}.items():
+    called = {b",": "commas", b"\t": "tabs", b";": "semicolons"}
+    for separator in called.keys() - {own}:
         if separator in body and wanted in [cell.strip(b'" ') for cell in body.split(separator)]:
-            others = {b"\t": "set data.format to tsv", b",": "set data.format to csv"}
-            remedy = others.get(separator, "write it with these")
+            format = {b",": "csv", b"\t": "tsv"}.get(separator)
+            remedy = f"set data.format to {format}" if format else f"write it with {called[own]}"
             raise DataError(
-                f"{name}: line 1: the columns are separated by {called}, and those of {spec.format.upper()} by "
-                f"{'commas' if own == b',' else 'tabs'}: {remedy}"
+                f"{name}: line 1: the columns are separated by {called[separator]}, and those of {spec.format.upper()} "
+                f"by {called[own]}: {remedy}"
             )
 
 

@@ -173,11 +173,12 @@ def test_multilabel_cell_is_split_and_may_be_empty():
     ("header", "message"),
     [
         (b"id,body,label\n", "f: the column 'text' is missing; columns found: 'id', 'body', 'label'."),
-        (b'"id";text;label\n', "f: line 1: the columns are separated by semicolons, and those of CSV by commas"),
+        (b'"id";text;label\n', "f: line 1: the columns are separated by semicolons, and those of CSV by commas: write"),
         (
             b"id\ttext\tlabel\n",
             "f: line 1: the columns are separated by tabs, and those of CSV by commas: set data.for",
         ),
+        (b"id, text, label\n", "f: the column 'text' is missing; columns found: 'id', ' text', ' label'."),
         (b"id,text,label,text\n", "f: the column 'text' is there more than once"),
         (b"id,text\r1,a\r", "f: its lines end in CR alone"),
         (b'id,"text,label\n', "f: line 1: the header is not quoted"),
