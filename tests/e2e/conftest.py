@@ -18,6 +18,7 @@ from pipeline.records import read_records
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "pipeline" / "data" / "pmc_rct_sections"
+FIRST = "Anfang, früh"  # a value to slice by with a comma, a space and a letter that is not ASCII
 TOML = """
 task = "multiclass"
 labels = ["BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS"]
@@ -82,6 +83,9 @@ class Project:
         for name, rows in (("train", 600), ("dev", 120), ("test", 150)):
             with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as source:
                 kept = [row for _, row in zip(range(rows + 1), csv.reader(source), strict=False)]
+            at = kept[0].index("position")
+            for row in kept[1:]:
+                row[at] = FIRST if row[at] == "0" else row[at]
             with (folder / "rows" / f"{name}.csv").open("w", encoding="utf-8", newline="") as target:
                 csv.writer(target).writerows(kept)
 
@@ -170,6 +174,7 @@ def warm(home: Path) -> Iterator[subprocess.Popen]:
 def project(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, warm: subprocess.Popen, home: Path
 ) -> Project:
-    """A new one for each file of tests; its encoder has the file's `ENCODER_LAYERS`, or embeddings alone."""
-    layers = getattr(request.module, "ENCODER_LAYERS", 0)
-    return Project(tmp_path_factory.mktemp("project"), warm, home, layers)
+    """A new one for each file of tests, in a folder of its `FOLDER`'s name; its encoder has the file's
+    `ENCODER_LAYERS`, or embeddings alone."""
+    layers, name = (getattr(request.module, *setting) for setting in (("ENCODER_LAYERS", 0), ("FOLDER", "project")))
+    return Project(tmp_path_factory.mktemp(name), warm, home, layers)
