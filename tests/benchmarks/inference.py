@@ -7,7 +7,7 @@ BERT-base and a multi-width CNN head from random weights, the same for all. Text
 pmc_rct_sections, and its abstracts (all sentences of an article). Each contestant is a process of its own and keeps all
 cores while it runs; they take turns, repeat by repeat, and medians are printed: texts a second as the texts come and
 sorted by length (which padding likes), and the ratio to the best peer of the same precision. Answers are compared
-first: in fp32 they must agree within 1e-4.
+first: in fp32 they must agree within 1e-4. `onednn` is torch with oneDNN's dense layers.
 
 The peers have an environment of their own, made by tests/benchmarks/peers.sh at the first call.
 """
@@ -35,7 +35,10 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-PEERS = ("torch-fp32", "torch-bf16", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8")
+PEERS = (
+    "torch-fp32", "torch-bf16", "onednn-fp32", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16",
+    "openvino-int8",
+)  # fmt: skip
 LABELS = ["BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS"]
 CALIBRATION = 64  # sentences by which ranges of int8 are set, ours and OpenVINO's
 COUNTS = {1: 24, 8: 64, 32: 64, 256: 256}  # texts a repeat, by batch size

@@ -1,6 +1,6 @@
 """The peers of the inference benchmark: one process a contestant, in their own environment (peers.sh).
 
-    python inference_peers.py FOLDER NAME      # torch-fp32, torch-bf16, onnx-fp32, onnx-int8, openvino-fp32, …
+    python inference_peers.py FOLDER NAME      # torch-fp32, torch-bf16, onednn-fp32, onnx-int8, openvino-fp32, …
 
 FOLDER holds what `inference.py` wrote: `weights.npz` (by the names of transformers' BertModel, and the head's),
 config, vocabulary and texts to calibrate by. Each is used as its documentation advises: the Rust tokeniser, padding to
@@ -69,11 +69,36 @@ def has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def torch_contestant(folder: Path, precision: str):
+class PackedLinear(torch.nn.Module):
+    """oneDNN's linear over a weight that it has packed once, in place of MKL's, which `nn.Linear` is in float32; what
+    `torch.compile` with `freezing` makes of `nn.Linear` where the batch's size is not known beforehand."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.bias = linear.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def pack(module: torch.nn.Module) -> None:
+    """Every `nn.Linear` below becomes a `PackedLinear`."""
+    for name, child in module.named_children():
+        if type(child) is torch.nn.Linear:
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack(child)
+
+
+def torch_contestant(folder: Path, precision: str, packed: bool = False):
+    """PyTorch's eager mode: `nn.Linear` is MKL's product in float32 and oneDNN's in bfloat16."""
     torch.set_num_threads(CORES)
     model = Classifier(folder).eval()
     if precision == "bf16":
         model = model.to(torch.bfloat16)
+    if packed:
+        pack(model)
 
     def run(encoded: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
@@ -168,7 +193,12 @@ def encode(folder: Path, texts: list[str]) -> dict[str, np.ndarray]:
     return {name: found[name].astype(np.int64) for name in INPUTS}
 
 
-CONTESTANTS = {"torch": torch_contestant, "onnx": onnx_contestant, "openvino": openvino_contestant}
+CONTESTANTS = {
+    "torch": torch_contestant,
+    "onednn": functools.partial(torch_contestant, packed=True),
+    "onnx": onnx_contestant,
+    "openvino": openvino_contestant,
+}
 
 
 def gemm_peak(seconds: float = 1.0) -> float:
