@@ -129,7 +129,7 @@ class DataConfig(Section):
 
     input: Path  # a folder; relative to the configuration file
     format: Literal["csv", "tsv", "jsonl", "parquet", "pubmed_rct"] = "csv"
-    # Glob by split, inside `input`; `{SPAN}` and `{VERSION}` as in TFX: "span-{SPAN}/train.csv".
+    # Glob by split, inside `input`; `{SPAN}` and `{VERSION}` stand for numbers: "span-{SPAN}/train.csv".
     # Either two or three splits by file (train, eval, optionally test), or one entry
     # "all" that is split by hash of the group.
     splits: dict[Literal["train", "eval", "test", "all"], Name]

@@ -355,6 +355,11 @@ def _find_files(path: Path, config: Config) -> None:
     for key, folder in (("paths.root", config.root), ("paths.serving", config.serving_dir)):
         if folder.exists() and not folder.is_dir():
             lines.append(f"  {key}: {folder} is a file; give a folder")
+    if wild := set("*?[") & set(str(config.root)):
+        lines.append(
+            f"  paths.root: {config.root} has {' and '.join(sorted(wild))} in its name, which TFX and Beam take for a "
+            "wildcard; give another folder"
+        )
     if not lines:
         os.listdir(config.data.input)  # where this is not allowed, a glob would only find nothing
         for split, pattern in config.data.splits.items():
@@ -362,7 +367,7 @@ def _find_files(path: Path, config: Config) -> None:
             if next(matching_names(config.data.input, plain), None) is None:
                 lines.append(f"  data.splits.{split}: no file matches {pattern!r} in {config.data.input}")
     if lines:
-        raise ConfigError("\n".join([f"{path}: what it points at is missing", *lines]))
+        raise ConfigError("\n".join([f"{path}: what it points at is missing or cannot be used", *lines]))
 
 
 def _check_encoder(path: Path, config: Config) -> None:

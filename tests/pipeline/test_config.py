@@ -167,6 +167,7 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
         ("beam.pipeline_args=['--runner=Nope']", "'--runner=Nope': Beam has no such runner"),
         ('paths.root="a\\u0000b"', "paths.root: must be the path of a folder"),
         ("paths.root=rows/train.csv", "train.csv is a file; give a folder"),
+        ("paths.root='runs [1]'", "runs [1] has [ in its name, which TFX and Beam take for a wildcard"),
         ("paths.serving=rows/train.csv", "train.csv is a file; give a folder"),
         ("local.steps.trainer.retris=1", "local.steps.trainer.retris: is not a known key; did you mean 'retries'?"),
         ("paths.serving=' '", "paths.serving: must be the path of a folder"),
