@@ -239,7 +239,7 @@ class Head(keras.layers.Layer):
         place_in_cell = ops.cast(ops.argmax(block, axis=2), "int32")  # (B, cells, F)
         cell = ops.arange(cells, dtype="int32")[None, :, None]
         tokens = place.starts[:, None, None] + cell * pool + place_in_cell - left
-        return tuple(ops.reshape(x, (-1, cells * count)) for x in (ops.max(block, axis=2), tokens))
+        return tuple(ops.reshape(x, (-1, cells * count)) for x in (ops.max(block, axis=2, initial=0), tokens))
 
     def _attended(self, features: Tensor, groups: Tensor, count: Tensor) -> Tensor:
         weight = self._weights(features, groups, count)

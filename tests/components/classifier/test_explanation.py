@@ -39,6 +39,7 @@ def added_up(features, ngrams, weights):
         ("flatten", "binary", 0, None),
         ("flatten", "multiclass", 0, 2),
         ("global_max", "multiclass", 5, 2),
+        ("stacked", "multiclass", 0, None),
     ],
 )
 def test_parts_are_the_sums_of_the_features_of_an_ngram(kind, task, units, overlap):

@@ -15,6 +15,7 @@ from components.classifier.heads import Head
 from components.classifier.model import build_classifier, probabilities
 from components.config import HeadConfig
 from components.encoder.config import BertGeometry
+from components.trainer.static_shapes import StaticShapes
 
 KINDS = ("flatten", "stacked", "global_max", "multi_width", "attention", "cls")
 # Some take seconds to compile.
@@ -59,25 +60,46 @@ def classifier(kind, pairs, geometry=GEOMETRY, **settings):
 
 @cache
 def answers_of(kind, pairs):
-    """A compiled classifier, and its answers to each text alone."""
+    """A compiled classifier, the same for batches with padding, and its answers to each text alone."""
     model = classifier(kind, pairs, GEOMETRY if pairs else EMBEDDINGS)
     names = ("ids", "row_lengths", "segments") if pairs else ("ids", "row_lengths")
-    signature = [{name: tf.TensorSpec([None], tf.int32) for name in names}]
-    answer = tf.function(lambda batch: model(batch), input_signature=signature, autograph=False)
-    return answer, np.concatenate([answer(packed([text], pairs)) for text in TEXTS])
+    answer, answer_padded = (
+        tf.function(model, input_signature=[dict.fromkeys(keys, tf.TensorSpec([None], tf.int32))], autograph=False)
+        for keys in (names, (*names, "steps"))
+    )
+    return answer, answer_padded, np.concatenate([answer(packed([text], pairs)) for text in TEXTS])
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", MARKED)
 @settings(max_examples=25, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
-def test_an_answer_does_not_depend_on_order_or_grouping(kind, pairs, data):
-    answer, expected = answers_of(kind, pairs)
+def test_an_answer_does_not_depend_on_order_grouping_or_padding(kind, pairs, data):
+    answer, answer_padded, expected = answers_of(kind, pairs)
     order = data.draw(st.permutations(range(len(TEXTS))))
     cut = data.draw(st.integers(1, len(TEXTS) - 1))
     for group in (order[:cut], order[cut:]):
-        found = answer(packed([TEXTS[n] for n in group], pairs))
+        batch = packed([TEXTS[n] for n in group], pairs)
+        rows = data.draw(st.none() | st.integers(len(group), len(TEXTS) + 3))
+        if rows is None:
+            found = answer(batch)
+        else:  # so many rows of the greatest length, which padding fills
+            shapes = StaticShapes(data.draw(st.sampled_from([(24,), (4, 12, 24)])), rows, None)
+            padded, *_ = shapes.padded(batch, np.zeros(len(group), np.int32), np.float32(1))
+            found = answer_padded(padded)[-len(group) :]
         np.testing.assert_allclose(found, expected[group], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_no_text_has_no_answers(kind):
+    none = dict.fromkeys(("ids", "row_lengths"), np.zeros(0, np.int32))
+    config = HeadConfig(kind=kind, widths=(2, 3), filters=(3,), dense_units=4)
+    for segments, overlap in ((1, None), (2, None), (1, 2)):
+        model = build_classifier(EMBEDDINGS, config, "multiclass", 3, segments, 8, overlap=overlap)
+        batch = none | ({"segments": none["ids"]} if segments > 1 else {})
+        assert model(batch).shape == (0, 3)
+        batch = batch if model.windows is None else model.windows.split(batch)
+        assert model.head.ngrams(model.encoder(batch), batch).shape[0] == 0
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -108,12 +130,24 @@ def test_batch_statistics_are_over_real_tokens_alone():
     np.testing.assert_allclose(normalisation.moving_variance.numpy(), [0.9 + 14 / 30] * 2, rtol=1e-5)
 
 
-def convolved(x, kernel, bias, width):
-    """'Same' convolution of one text with zeros beyond its ends, and ReLU: [tokens, filters]."""
+def convolved(x, kernel, bias, width, norm=None):
+    """'Same' convolution of one text with zeros beyond its ends, normalised, and ReLU: [tokens, filters]."""
     left = (width - 1) // 2
     spread = np.pad(x, [[left, width // 2], [0, 0]])
     windows = np.stack([spread[t : t + width].reshape(-1) for t in range(len(x))])
-    return np.maximum(windows @ kernel + bias, 0)
+    found = windows @ kernel + bias
+    if norm is not None:
+        mean, variance, gamma, beta = (
+            variable.numpy() for variable in (norm.moving_mean, norm.moving_variance, norm.gamma, norm.beta)
+        )
+        found = (found - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+    return np.maximum(found, 0)
+
+
+def one_after_the_other(head, x):
+    for stage, norm in zip(head.stages, head.norms or [None] * len(head.stages), strict=True):
+        x = convolved(x, stage.kernels[0].numpy(), stage.biases[0].numpy(), stage.widths[0], norm)
+    return x
 
 
 def reference(head, x, segments):
@@ -123,9 +157,7 @@ def reference(head, x, segments):
         parameters = zip(stage.kernels, stage.biases, stage.widths, strict=True)
         features = np.concatenate([convolved(x, k.numpy(), b.numpy(), w) for k, b, w in parameters], -1)
     else:
-        features = x
-        for stage in head.stages:
-            features = convolved(features, stage.kernels[0].numpy(), stage.biases[0].numpy(), stage.widths[0])
+        features = one_after_the_other(head, x)
     if config.kind == "flatten":
         block = np.zeros((-(-head.max_length // 2) * 2, features.shape[1]))
         kept = features[: head.max_length]
@@ -143,7 +175,7 @@ def reference(head, x, segments):
 
 
 def drawn(kind, segments):
-    """A head with random weights, and hidden states and batch of TEXTS."""
+    """A head with random weights and statistics, and hidden states and batch of TEXTS."""
     config = HeadConfig(kind=kind, widths=(1, 2, 3, 6), filters=(3, 4, 5, 6), pool_size=2)
     head = Head(config, segments=segments, max_length=9)
     batch = packed(TEXTS, False)
@@ -156,7 +188,7 @@ def drawn(kind, segments):
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
+@pytest.mark.parametrize("kind", ["multi_width", "global_max", "stacked", "attention", "flatten"])
 def test_features_are_those_of_a_text_by_text_computation(kind, segments):
     head, hidden, batch = drawn(kind, segments)
     found = ops.convert_to_numpy(head(hidden, batch))
@@ -177,9 +209,7 @@ def found_ngrams(head, x, segments):
         values = np.concatenate([convolved(x, k.numpy(), b.numpy(), w) for k, b, w in parameters], -1)
         reach = [((w - 1) // 2, w // 2) for w, n in zip(config.widths, config.filters, strict=True) for _ in range(n)]
     else:
-        values = x
-        for stage in head.stages:
-            values = convolved(values, stage.kernels[0].numpy(), stage.biases[0].numpy(), stage.widths[0])
+        values = one_after_the_other(head, x)
         reach = [tuple(sum(side(w) for w in config.widths) for side in (lambda w: (w - 1) // 2, lambda w: w // 2))]
         reach *= config.filters[-1]
     if config.kind == "attention":
@@ -204,7 +234,7 @@ def found_ngrams(head, x, segments):
 
 
 @pytest.mark.parametrize("segments", [1, 3])
-@pytest.mark.parametrize("kind", ["multi_width", "global_max", "attention", "flatten"])
+@pytest.mark.parametrize("kind", ["multi_width", "global_max", "stacked", "attention", "flatten"])
 def test_ngrams_are_where_a_text_by_text_computation_finds_the_maximum(kind, segments):
     head, hidden, batch = drawn(kind, segments)
     ends = np.cumsum(batch["row_lengths"])[:-1]

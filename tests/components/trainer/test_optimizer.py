@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.config import TrainingConfig
+from components.classifier.model import build_classifier
+from components.config import HeadConfig, TrainingConfig
+from components.encoder.config import BertGeometry
 from components.trainer.optimizer import AdamW, learning_rate
 
 
@@ -32,6 +34,30 @@ def test_dense_steps_are_adamws_and_biases_and_norms_do_not_decay(path, decay):
     for g in gradients:
         optimizer.apply([tf.constant(g)], tf.constant(0.1))
     np.testing.assert_allclose(w.numpy(), by_hand(np.array([1.0, -2.0]), gradients, 0.1, decay), rtol=1e-5)
+
+
+CONVOLUTIONS = {
+    "flatten": {"convolutions_0/kernel_2", "convolutions_1/kernel_3"},
+    "stacked": {"convolutions_0/kernel_2", "convolutions_1/kernel_3"},
+    "global_max": {"convolutions_0/kernel_2", "convolutions_1/kernel_3"},
+    "multi_width": {"convolutions_0/kernel_2", "convolutions_0/kernel_3"},
+    "attention": {"convolutions_0/kernel_2", "convolutions_0/kernel_3", "score_hidden/kernel", "score/kernel"},
+    "cls": set(),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_what_decays_of_a_model_is_its_kernels_and_tables(kind):
+    geometry = BertGeometry(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    head = HeadConfig(kind=kind, widths=(2, 3), filters=(3,), dense_units=4, batch_norm=kind != "cls")
+    variables = build_classifier(geometry, head, "multiclass", 3).trainable_variables
+    decays = AdamW(variables, 0.5, 1.0)._decayed
+    found = {v.path.removeprefix("classifier/") for v, decayed in zip(variables, decays, strict=True) if decayed}
+    kernels = ("attention/qkv", "attention/output", "intermediate", "output")
+    expected = {f"encoder/embeddings/{name}_embeddings" for name in ("word", "position", "segment")}
+    expected |= {f"encoder/layer_0/{name}/kernel" for name in kernels} | {"hidden/kernel", "output/kernel"}
+    assert found == expected | {f"head/{name}" for name in CONVOLUTIONS[kind]}
+    assert len(variables) > len(found)
 
 
 def test_sparse_steps_touch_the_batchs_rows_alone_and_sum_repeated_ones():

@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from components import progress
 from components.errors import CheckpointError, ConfigError
 from components.export.paths import float32_dir
-from components.trainer import export, loop
+from components.trainer import export, fit, loop
 from components.trainer.run_fn import run_fn
 from components.transform.keys import text_key
 from components.transform.vocab_file import read_tokens
@@ -386,6 +386,35 @@ def test_training_stops_when_the_metric_no_longer_rises_and_keeps_the_best(fn_ar
     run_fn(args)
     summary = read_json(args.model_run_dir, "summary.json")
     assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
+
+
+def test_what_trained_in_mixed_precision_is_exported_in_float32(fn_args, weights_alone, monkeypatch):
+    loops, plain = [], []
+
+    class Kept(loop.Loop):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            loops.append(self)
+
+    def copy(*arguments):
+        plain.append(original(*arguments))
+        return plain[0]
+
+    original = fit._plain_copy
+    monkeypatch.setattr(fit, "Loop", Kept)
+    monkeypatch.setattr(fit, "_plain_copy", copy)
+    monkeypatch.setattr(fit, "has_bfloat16", lambda: True)
+    args = fn_args(training={"mixed_precision": True, "epochs": 1})
+    run_fn(args)
+    assert read_json(args.model_run_dir, "summary.json")["mixed_precision"] is True
+    trained, copied = loops[0].model, plain[0]
+    assert (trained.encoder.compute_dtype, copied.encoder.compute_dtype) == ("bfloat16", "float32")
+    assert {layer.compute_dtype for layer in copied._flatten_layers()} == {"float32"}
+    for own, value in zip(trained.weights, copied.weights, strict=True):
+        np.testing.assert_array_equal(own.numpy(), value.numpy())
+    exported = [value for value in weights_of(args.serving_model_dir).values() if value.dtype.kind == "f"]
+    assert {value.dtype for value in exported} == {np.dtype(np.float32)}
+    assert len(exported) == len(copied.weights)
 
 
 def test_a_text_longer_than_the_encoders_positions_is_refused_beforehand(fn_args):
