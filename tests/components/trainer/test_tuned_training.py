@@ -17,7 +17,9 @@ from tfx.utils import json_utils
 from components import progress
 from components.config import TunerConfig
 from components.trainer import fit
+from components.trainer.hyperparameters import decoded
 from components.trainer.run_fn import run_fn
+from components.tuner.search import Search
 
 ROOT = Path(__file__).parents[3]
 SPACE = {
@@ -46,6 +48,20 @@ def artifact(kind, folder):
     made = kind()
     made.uri = str(folder)
     return made
+
+
+def test_a_trial_that_diverges_in_its_last_step_does_not_end_the_search(tiny_loop, tmp_path):
+    def train(values, folder):
+        rate = values["training.learning_rate"]
+        one_step = {"batch_size": 64, "epochs": 1, "warmup_share": 0.0, "learning_rate": rate}
+        return tiny_loop(Path(folder), layers=0, **one_step).run().best
+
+    config = TunerConfig(space={"training": {"learning_rate": [1e38, 0.01]}}, algorithm="grid", max_trials=2)
+    search = Search(config, "macro_f1", train, str(tmp_path / "search"), str(tmp_path / "kept"))
+    search.search()
+    assert decoded(search.get_best_hyperparameters()[0].values) == {"training.learning_rate": 0.01}
+    results = [json.loads(file.read_text()) for file in (tmp_path / "kept").glob("*.json")]
+    assert [result["values"]["training.learning_rate"] for result in results if result["score"] is None] == [1e38]
 
 
 @pytest.mark.slow
