@@ -147,6 +147,13 @@ class DataConfig(Section):
     max_characters: Annotated[int, Field(gt=0, le=1 << 30)] = 1_000_000  # a longer text is a bad row
     max_bad_share: Share = 0.01  # above this share of bad rows the run stops
 
+    @field_validator("input", mode="before")
+    @classmethod
+    def _is_local(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("must be a folder of this machine (a mounted one will do)")
+        return value
+
     @model_validator(mode="after")
     def _splits_are_complete(self) -> DataConfig:
         names = set(self.splits)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,15 +30,22 @@ class UsageInJson(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["as_json"] = "--json" in args
-        return super().parse_args(ctx, args)
+        with _told_in_json(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told_in_json(ctx):
             return super().invoke(ctx)
-        except UsageError as error:
-            if ctx.meta["as_json"]:
-                print(json.dumps({"error": error.format_message(), "error_kind": "UsageError"}, sort_keys=True))
-            raise
+
+
+@contextmanager
+def _told_in_json(ctx: Any) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        if ctx.meta["as_json"]:
+            print(json.dumps({"error": error.format_message(), "error_kind": "UsageError"}, sort_keys=True))
+        raise
 
 
 app = typer.Typer(

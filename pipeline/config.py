@@ -363,8 +363,7 @@ def _find_files(path: Path, config: Config) -> None:
     if not lines:
         os.listdir(config.data.input)  # where this is not allowed, a glob would only find nothing
         for split, pattern in config.data.splits.items():
-            plain = pattern.replace("{SPAN}", "*").replace("{VERSION}", "*")
-            if next(matching_names(config.data.input, plain), None) is None:
+            if next(matching_names(config.data.input, pattern), None) is None:
                 lines.append(f"  data.splits.{split}: no file matches {pattern!r} in {config.data.input}")
     if lines:
         raise ConfigError("\n".join([f"{path}: what it points at is missing or cannot be used", *lines]))

@@ -6,8 +6,10 @@ import atexit
 import gc
 import io
 import os
+import stat
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,8 +24,19 @@ def library_settings() -> dict[str, str]:
     try:
         Path.home()
     except RuntimeError:  # no HOME, and a user without an entry in passwd: TFX's import asks for the folder
-        settings["HOME"] = tempfile.gettempdir()
+        settings["HOME"] = _own_folder()
     return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def _own_folder() -> str:
+    """A folder for temporary files that nobody else can write to."""
+    folder = Path(tempfile.gettempdir()) / f"biobert-cnn-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return str(folder)
+    return tempfile.mkdtemp(prefix="biobert-cnn-")  # somebody else made it first
 
 
 def spare_the_collector() -> None:

@@ -36,7 +36,8 @@ class UnlabelledSpec(RowSpec):
 
 def find_files(source: Path, data: DataConfig) -> tuple[list[InputFile], list[str]]:
     """The file `source`, or every data file in the folder `source` and below, in order of their names; and the names of
-    the files and folders there that are passed over, hidden ones (`.name`) aside.
+    the files and folders there that are passed over, hidden ones (`.name`) aside: those of other kinds, what programs
+    write beside their data (`_SUCCESS`), and what may not be read.
 
     A link to a folder elsewhere is followed.
 
@@ -50,8 +51,8 @@ def find_files(source: Path, data: DataConfig) -> tuple[list[InputFile], list[st
     known = {*FORMATS, ".txt"} if data.format == "pubmed_rct" else set(FORMATS)
     found: list[Path] = []
     skipped: list[str] = []
-    for path in _walk(source, source, {source.resolve()}):
-        if path.suffix.lower() in known and path.is_file() and not _set_aside(path.relative_to(source)):
+    for path in _walk(source):
+        if path.suffix.lower() in known and path.is_file() and not path.name.startswith("_"):
             found.append(path)
         else:
             skipped.append(path.relative_to(source).as_posix() + "/" * path.is_dir())
@@ -63,20 +64,35 @@ def find_files(source: Path, data: DataConfig) -> tuple[list[InputFile], list[st
     return [InputFile(number, "all", str(source / name), name) for number, name in enumerate(names)], sorted(skipped)
 
 
-def _walk(folder: Path, source: Path, seen: set[Path]) -> Iterator[Path]:
-    """Everything in a folder and below but folders that are entered; `seen`: real folders that are entered no more."""
-    for path in folder.iterdir():
-        if path.name.startswith("."):
+def _walk(source: Path) -> Iterator[Path]:
+    """Everything in a folder and below, but the folders that are entered: each real one once, links to them last.
+
+    Not entered: what cannot be read, what is set aside, and links to where the walk has been or comes from.
+    """
+    top = source.resolve()
+    seen: set[Path] = set()
+    waiting, links = [source], list[Path]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        real = folder.resolve()
+        if real in seen or (folder != source and top.is_relative_to(real)):
+            yield folder
             continue
-        if not path.is_dir():
-            yield path
-        elif not path.is_symlink():
-            yield from _walk(path, source, seen)
-        elif (real := path.resolve()) in seen or real.is_relative_to(source.resolve()):
-            yield path  # what is there is found once
-        else:
-            seen.add(real)
-            yield from _walk(path, source, seen)
+        seen.add(real)
+        try:
+            entries = sorted(folder.iterdir())
+        except PermissionError:
+            yield folder
+            continue
+        for path in entries:
+            if path.name.startswith("."):
+                continue
+            if not path.is_dir() or path.name.startswith("_"):
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                waiting.append(path)
 
 
 def row_spec(file: InputFile, data: DataConfig) -> UnlabelledSpec:
@@ -157,8 +173,3 @@ def _has(file: InputFile, kind: str, column: str) -> bool:
         head = stream.readline(1 << 20).removeprefix(parse.BOM)
     separator = b"," if kind == "csv" else b"\t"
     return column.encode() in [name.strip(b'"') for name in parse.without_line_end(head).split(separator)]
-
-
-def _set_aside(path: Path) -> bool:
-    """Whether a name begins as those of files that programs write beside their data (`_SUCCESS`)."""
-    return any(part.startswith("_") for part in path.parts)

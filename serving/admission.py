@@ -3,8 +3,9 @@
 grpcio gives a call a thread and only then reads its message. Whoever sends headers and no message, or a message slowly,
 would hold the threads of all others. Therefore:
 
-- a call beyond the bound of its pool is refused at once, without a thread and without its message;
-- health and reflection have pools of their own, so that a probe is answered whatever the rest are doing;
+- a call beyond the bound of its pool is refused at once, without a thread and without its message, unless one that has
+  sent no message for a second can give way to it;
+- health and reflection have pools of their own, so that a probe is answered whatever the other calls are doing;
 - a call whose message has not come within `Pool.patience_s` is cancelled.
 """
 
@@ -27,6 +28,7 @@ _REFLECTIONS = 8
 # A message of a gigabyte over a slow line takes its time; a probe's comes with its headers.
 _MESSAGE_S = 60.0
 _PROBE_S = 5.0
+_GIVES_WAY_AFTER_S = 1.0
 
 
 class _AtOnce(futures.ThreadPoolExecutor):
@@ -62,36 +64,53 @@ class Pool(futures.ThreadPoolExecutor):
         self.patience_s = patience_s
         self._most, self._open = most, 0
         self._lock = threading.Lock()
-        self._waiting: dict[object, tuple[grpc.ServicerContext, float]] = {}
+        self._waiting: dict[object, tuple[grpc.ServicerContext, float]] = {}  # the longest first; since when
 
-    def is_full(self) -> bool:
-        return self._open >= self._most
+    def has_room(self) -> bool:
+        """Whether a further call may come; where there is none, a call that sends no message is made to give way."""
+        if self._open < self._most:
+            return True
+        before = time.monotonic() - _GIVES_WAY_AFTER_S
+        for key, (context, since) in list(self._waiting.items())[:1]:
+            if since < before and self._waiting.pop(key, None):
+                context.cancel()
+                return True
+        return False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        with self._lock:
-            self._open += 1
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(self._ended)
+        self._count(1)
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except BaseException:
+            self._count(-1)
+            raise
+        future.add_done_callback(lambda _: self._count(-1))
         return future
 
-    def _ended(self, _: futures.Future[Any]) -> None:
+    def hold(self, context: grpc.ServicerContext) -> None:
+        """Counts a call that goes on without a thread until it has ended."""
+        self._count(1)
+        if not context.add_callback(lambda: self._count(-1)):
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
         with self._lock:
-            self._open -= 1
+            self._open += change
 
     def receive(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """The next message. Raises `StopIteration` where there is none, and gRPC's error where the call has ended."""
         key = object()
-        self._waiting[key] = (context, time.monotonic() + self.patience_s)
+        self._waiting[key] = (context, time.monotonic())
         try:
             return next(requests)
         finally:
-            del self._waiting[key]
+            self._waiting.pop(key, None)
 
     def end_overdue(self) -> None:
         """Cancels the calls whose message has not come in time."""
-        now = time.monotonic()
-        for context, until in list(self._waiting.values()):
-            if until < now:
+        before = time.monotonic() - self.patience_s
+        for context, since in list(self._waiting.values()):
+            if since < before:
                 context.cancel()
 
 
@@ -113,7 +132,7 @@ class Admission(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         method = details.method
         pool = self._pool(method)
-        if pool.is_full():
+        if not pool.has_room():
             return self._refusal
         found = self._handlers.get(method)
         if found is None:
@@ -167,7 +186,9 @@ def _in_pool(handler: grpc.RpcMethodHandler, method: str, pool: Pool) -> grpc.Rp
         return handler.unary_unary(one(requests, context), context)
 
     def follow(requests: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-        handler.unary_stream(one(requests, context), context, send)
+        request = one(requests, context)
+        pool.hold(context)
+        handler.unary_stream(request, context, send)
 
     def converse(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         return handler.stream_stream(many(requests, context), context)

@@ -8,7 +8,7 @@ by name; anything else is an error, as is whatever the encoder misses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -70,8 +70,10 @@ def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> t
     source = find_source(name)
     _check_companions(source, geometry, Path(vocab_file))
     needed = {part: place.shape for place in _places(geometry) for part in place.parts}
-    named = _by_canonical_name(name, source.tensors(lambda key: canonical_name(key) in needed))
+    named = _by_canonical_name(name, source.tensors(lambda key: canonical_name(key) in needed), needed)
     tensors = {key: value for key, value in named.items() if value is not None}
+    if whole := sorted(key for key in needed.keys() & tensors.keys() if tensors[key].dtype.kind in "biu"):
+        raise CheckpointError(f"encoder.weights: {name} has whole numbers for weights in {_some(whole)}")
     if source.format == "tf1":
         tensors = {key: value.T if _is_kernel(key) else value for key, value in tensors.items()}
     missing = sorted(needed.keys() - tensors.keys())
@@ -117,11 +119,14 @@ def canonical_name(name: str) -> str:
     return re.sub(r"(word|position|token_type)_embeddings$", r"\1_embeddings.weight", name)
 
 
-def _by_canonical_name(name: str, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+def _by_canonical_name(
+    name: str, tensors: dict[str, np.ndarray | None], needed: Container[str]
+) -> dict[str, np.ndarray | None]:
     names: dict[str, str] = {}
     for key in tensors:
-        first = names.setdefault(canonical_name(key), key)
-        if first != key:
+        canonical = canonical_name(key)
+        first = names.setdefault(canonical, key)
+        if first != key and canonical in needed:
             raise CheckpointError(
                 f"encoder.weights: {name} has one tensor by two names, {first} and {key}; remove the one that is not "
                 "the encoder's"

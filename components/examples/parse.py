@@ -102,7 +102,8 @@ def check_encoding(head: bytes, name: str) -> None:
     for magic, kind in kinds.items():
         if head.startswith(magic):
             raise DataError(f"{name}: is {kind}")
-    if b"\0" in head:
+    halves = (head[::2], head[1::2])
+    if any(2 * half.count(0) > len(half) for half in halves):  # ASCII characters, each with a byte of zeros
         raise DataError(f"{name}: line 1: holds NUL bytes: it is UTF-16 text, or damaged: convert it to UTF-8")
 
 
@@ -150,9 +151,11 @@ def read_head(stream: BinaryIO, spec: RowSpec, name: str) -> tuple[int, int, tup
 
 
 def _check_line_ends(second: bytes, columns: Sequence[str], spec: RowSpec, name: str) -> None:
-    """Refuses a file in which what follows the header is one line: several rows between lone CRs."""
-    pieces = [piece for piece in without_line_end(second).split(b"\r") if piece][:20]
-    found = Reader(spec, columns).rows((0, 2, piece) for piece in pieces) if len(pieces) > 1 else ()
+    """Refuses a file in which all that follows the header is one line without an end: several rows between lone CRs."""
+    pieces = [piece for piece in second.split(b"\r") if piece][:20]
+    if second.endswith(b"\n") or len(pieces) < 2:
+        return
+    found = Reader(spec, columns).rows((0, 2, piece) for piece in pieces)
     if sum(isinstance(row, Row) for row in found) > 1:
         raise DataError(f"{name}: line 2: its rows end in CR alone: convert them to LF")
 
@@ -213,7 +216,8 @@ def _check_separator(body: bytes, spec: RowSpec, name: str) -> None:
     for separator in called.keys() - {own}:
         if separator in body and wanted in [cell.strip(b'" ') for cell in body.split(separator)]:
             format = {b",": "csv", b"\t": "tsv"}.get(separator)
-            remedy = f"set data.format to {format}" if format else f"write it with {called[own]}"
+            remedy = f"set data.format to {format}, or name the file .{format} where it has no label"
+            remedy = remedy if format else f"write it with {called[own]}"
             raise DataError(
                 f"{name}: line 1: the columns are separated by {called[separator]}, and those of {spec.format.upper()} "
                 f"by {called[own]}: {remedy}"

@@ -33,9 +33,10 @@ def find_versions(folder: str | Path, splits: Mapping[Any, str]) -> dict[int, di
     """
     found: dict[int, dict[int | None, Names]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     spelled: dict[tuple[int, ...], tuple[str, str]] = {}
-    for split, pattern in splits.items():
+    for split, written in splits.items():
+        pattern = os.path.normpath(written)  # the same file by two spellings is one file
         expression = re.compile(_expression(pattern)) if _FIELD.search(pattern) else None
-        for name in sorted(matching_names(folder, _FIELD.sub("*", pattern))):
+        for name in sorted(matching_names(folder, pattern)):
             check_name(name)
             if expression is None:
                 found[0][None][split].append(name)
@@ -91,8 +92,10 @@ def files_of(
 def matching_names(folder: str | Path, pattern: str) -> Iterator[str]:
     """The files under a folder that match a glob, by their names in it; neither folders nor pipes, sockets and devices.
 
-    As in a shell, a wildcard matches no hidden file: editors and copying programs leave such files beside the data.
+    As in a shell, a wildcard matches no hidden file: editors and copying programs leave such files beside the data. A
+    {SPAN} or {VERSION} is a wildcard, too.
     """
+    pattern = os.path.normpath(_FIELD.sub("*", pattern))
     if "://" in str(folder):
         yield from _remote_names(str(folder), pattern)
         return

@@ -106,7 +106,7 @@ class Loop:
         """Trains each stage to its last epoch, or until `patience` epochs brought no better metric.
 
         Raises:
-          DivergenceError: the loss is no longer a finite number.
+          DivergenceError: the loss, or an answer to the evaluation split, is no longer a finite number.
           PipelineError: the disk is full.
           CheckpointError: the checkpoint that is there cannot be read.
         """
@@ -275,7 +275,7 @@ class Loop:
                 yield
                 return
             rows = [batch for step in self._plan(self.progress.epoch) for batch in step][:_STATISTICS_BATCHES]
-            with estimated(norms, self._forward, [self._train_step.examples.batch(batch) for batch in rows]):
+            with estimated(norms, self._forward, map(self._train_step.examples.batch, rows)):
                 yield
 
     def _plan(self, epoch: int) -> list[list[np.ndarray]]:

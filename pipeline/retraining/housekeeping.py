@@ -48,8 +48,14 @@ def before_run(config: Config, run_id: str) -> None:
     """
     check_space(config.root, config.retention.min_free_mb)
     check_space(config.serving_dir, config.retention.min_free_mb)
+    artifacts = config.root / ARTIFACTS
     with suppress(FileExistsError):
-        (config.root / ARTIFACTS).mkdir(mode=0o700, parents=True)
+        artifacts.mkdir(mode=0o700, parents=True)
+    if not os.access(artifacts, os.R_OK | os.W_OK | os.X_OK):
+        raise PipelineError(
+            f"{artifacts}: this user may not read and write it; run as its owner, or let the owner open it "
+            "(chmod g+rwX for a group)"
+        )
     database = config.root / DATABASE
     if not database.exists():
         return

@@ -177,6 +177,7 @@ def test_the_longest_text_is_what_all_windows_hold(minimal: Path) -> None:
         ("training.learning_rate=inf", "training.learning_rate: Input should be a finite number"),
         ("name='..'", "name: String should match pattern"),
         ("serving.model_name='.hidden'", "serving.model_name: String should match pattern"),
+        ("data.input='gs://bucket/data'", "data.input: must be a folder of this machine (a mounted one will do)"),
         ("paths.root='gs://bucket/root'", "paths.root: must be a folder of this machine"),
         ("beam.pipeline_args=['runner=x']", "'runner=x' is no flag of Beam's; write each as --name=value"),
         ("encoder.weights=nowhere", "nowhere is neither a folder, nor the prefix of a TensorFlow checkpoint"),

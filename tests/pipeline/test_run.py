@@ -103,7 +103,7 @@ def test_every_command_answers_an_error_by_an_object_where_json_is_asked_for(com
     assert CliRunner().invoke(app, arguments).stdout == ""
 
 
-@pytest.mark.parametrize("command", ["run a.toml --bogus", "run", "nothing", "schedule nothing"])
+@pytest.mark.parametrize("command", ["run a.toml --bogus", "run", "nothing", "schedule nothing", "--bogus"])
 def test_bad_usage_too_is_an_object_where_json_is_asked_for(command: str) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--json"])
     assert done.exit_code == 2

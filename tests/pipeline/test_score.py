@@ -19,6 +19,7 @@ from components.config import Columns, DataConfig
 from components.errors import BusyError, DataError, PipelineError, PushError, ServingError
 from components.examples.rows import Row
 from pipeline import score_items
+from pipeline.inputs import find_files
 from pipeline.predict import Predictor, predict
 from pipeline.predictions import score_files
 from pipeline.score import score
@@ -99,6 +100,26 @@ def test_every_row_is_scored_once_in_the_order_of_the_input(serving: Path, sourc
         assert hashlib.sha256((tmp_path / "out" / shard["shard"]).read_bytes()).hexdigest() == shard["sha256"]
     assert [file["file"] for file in manifest["files"]] == ["b.csv", "more/a.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+def test_each_real_folder_is_entered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    for folder in ("x/sub", "_temporary/0", "closed"):
+        (source / folder).mkdir(parents=True)
+        (source / folder / "a.csv").write_text("text\na\n")
+    for name, target in (("asub", "x/sub"), ("zx", "x"), ("x/up", ".."), ("above", "..")):
+        (source / name).symlink_to(target)
+    listed = Path.iterdir
+
+    def iterdir(folder: Path):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    files, skipped = find_files(source, DATA)
+    assert [file.name for file in files] == ["x/sub/a.csv"]
+    assert skipped == ["_temporary/", "above/", "asub/", "closed/", "x/up/", "zx/"]
 
 
 def test_what_is_passed_over_is_told_and_a_link_to_a_folder_elsewhere_is_followed(

@@ -6,6 +6,7 @@ import pytest
 
 from components.config import DataConfig
 from components.errors import ConfigError
+from components.examples.spans import files_of
 from pipeline.retraining.config import WindowConfig
 from pipeline.spans import (
     describe_incomplete,
@@ -101,3 +102,9 @@ def test_run_takes_whole_spans_only_and_says_when_the_window_is_empty(tmp_path: 
     assert spans_of_run(section, WindowConfig(last="all", exclude=(1,))) == (2,)
     with pytest.raises(ConfigError, match=r"window: holds no span; there are 2 whole ones in .*, from 1 to 2"):
         spans_of_run(section, WindowConfig(since=3))
+
+
+def test_one_file_by_two_spellings_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    _, _, names = files_of(tmp_path, {"train": "a.csv", "eval": ".//a.csv"})
+    assert names == {"train": ["a.csv"], "eval": ["a.csv"]}

@@ -256,7 +256,6 @@ def test_sigterm_reaches_a_server_that_does_not_handle_it():
     """The kernel withholds it from the first process of a container, which stock TensorFlow Serving must not be."""
     assert load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]["shareProcessNamespace"] is True
     assert load("compose.yaml")["services"]["serving"]["init"] is True
-    assert "docker run --rm --init" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_the_number_of_replicas_is_the_autoscaler_s_alone():

@@ -111,7 +111,9 @@ def test_a_new_version_every_second_for_a_minute(faulty, heavy, eventually, unde
         replace(faulty, heavy, eventually, range(2, 5))
         load.mark()
         replace(faulty, heavy, eventually, range(5, 62))
-        assert len(load.versions & set(range(5, 62))) >= 10  # some come and go while another is loaded
+        assert (
+            len(load.versions & set(range(5, 62))) >= 10
+        )  # the others come and go while one is loaded, which takes its time
         harm(faulty, heavy, eventually, 61)
         eventually(lambda: list(versions(faulty).values()).count("AVAILABLE") == 1)
 

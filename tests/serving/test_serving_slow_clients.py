@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serving import protos
+from serving.admission import Pool
 from serving.client_core import PREDICT_METHOD
 
 COUNT = 60_000  # texts; the answer is megabytes, more than sockets hold for a client that does not read
@@ -182,30 +183,68 @@ def test_calls_whose_message_does_not_come_hold_up_nobody(running, eventually):
     eventually(lambda: admission.calls._open == 0)  # its client has gone
 
 
-def test_calls_beyond_the_bound_are_refused_at_once_and_probes_are_not(running, eventually):
-    admission = running.server._admission
-    with calls_without_a_message(running.server.grpc_port, admission.calls._most + 5):
-        eventually(admission.calls.is_full)
+def age(pool, seconds: float) -> None:
+    """As if those that wait had waited for so much longer."""
+    pool._waiting.update({key: (call, since - seconds) for key, (call, since) in list(pool._waiting.items())})
+
+
+def test_calls_beyond_the_bound_are_refused_at_once_and_probes_are_not(running, eventually, monkeypatch):
+    monkeypatch.setattr("serving.admission._GIVES_WAY_AFTER_S", 1e6)
+    calls = running.server._admission.calls
+    with calls_without_a_message(running.server.grpc_port, calls._most + 5):
+        eventually(lambda: calls._open == calls._most)
         with pytest.raises(grpc.RpcError) as refused:
             predict(running.channel)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert live(running.channel) == health_pb2.HealthCheckResponse.SERVING
-        assert admission.calls._open == admission.calls._most
-        with admission.calls._lock:
-            admission.calls._waiting.update({key: (call, 0.0) for key, (call, _) in admission.calls._waiting.items()})
-        eventually(lambda: admission.calls._open == 0)  # those that hang are ended
+        assert calls._open == calls._most
+        eventually(lambda: len(calls._waiting) == calls._most)
+        age(calls, calls.patience_s)
+        eventually(lambda: calls._open == 0)  # those that hang are ended
     predict(running.channel)
 
 
-@pytest.mark.parametrize("method", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"])
-def test_hanging_probes_hold_up_no_call_and_are_ended(method, running, eventually):
-    probes = running.server._admission._probes
-    probes.patience_s = 1.0
-    with calls_without_a_message(running.server.grpc_port, probes._most, method):
-        eventually(probes.is_full)
+def test_calls_that_hang_give_way_to_others(running, eventually):
+    calls = running.server._admission.calls
+    with calls_without_a_message(running.server.grpc_port, calls._most):
+        eventually(lambda: len(calls._waiting) == calls._most)
+        age(calls, 2.0)
         predict(running.channel)
-        eventually(lambda: not probes.is_full())
+        eventually(lambda: calls._open == calls._most - 1)
+
+
+def test_hanging_probes_hold_up_neither_calls_nor_probes(running, eventually):
+    probes = running.server._admission._probes
+    with calls_without_a_message(running.server.grpc_port, probes._most, "/grpc.health.v1.Health/Check"):
+        eventually(lambda: len(probes._waiting) == probes._most)
+        predict(running.channel)
+        age(probes, 2.0)
         assert live(running.channel) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_watched_health_is_bounded(running, eventually):
+    probes = running.server._admission._probes
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    watches = []
+    for number in range(1, probes._most + 1):
+        watches.append(stub.Watch(health_pb2.HealthCheckRequest(service="")))
+        assert next(watches[-1]).status == health_pb2.HealthCheckResponse.SERVING
+        eventually(lambda number=number: probes._open == number)  # none holds a thread, but each counts
+    with pytest.raises(grpc.RpcError) as refused:
+        live(running.channel)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for watch in watches:
+        watch.cancel()
+    eventually(lambda: probes._open == 0)
+    assert live(running.channel) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_pool_that_cannot_start_a_thread_keeps_its_places():
+    pool = Pool(1, 1.0, "test")
+    pool.shutdown()
+    with pytest.raises(RuntimeError):
+        pool.submit(print)
+    assert pool.has_room()
 
 
 def test_open_conversations_with_reflection_hold_up_no_call(running, eventually):
@@ -219,7 +258,7 @@ def test_open_conversations_with_reflection_hold_up_no_call(running, eventually)
 
     open_calls = [stub.ServerReflectionInfo(ask()) for _ in range(reflections._most)]
     assert all(len(next(call).list_services_response.service) == 4 for call in open_calls)
-    assert reflections.is_full()
+    assert reflections._open == reflections._most
     predict(running.channel)
     assert live(running.channel) == health_pb2.HealthCheckResponse.SERVING
     done.set()

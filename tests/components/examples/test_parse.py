@@ -219,6 +219,13 @@ def test_rows_that_end_in_cr_alone_below_a_header_are_refused():
             parse.read_head(io.BytesIO(b"".join(rows)), spec(format), "f")
     for fine in (b'1,"a\rb",METHODS\r\n', b"1,a\rb,METHODS\n", b"1,a,METHODS\r\n2,b,RESULTS\r\n"):
         assert parse.read_head(io.BytesIO(b"id,text,label\n" + fine), spec(), "f")[1] == 2
+    loose = spec("tsv", id=None, labels=frozenset([b"A", b"B"]))
+    assert parse.read_head(io.BytesIO(b"label\ttext\nA\tone\rB\ttwo\nA\tthree\n"), loose, "f")[1] == 2
+
+
+def test_a_nul_character_makes_no_utf_16():
+    for head in (b'{"a\0', b"i\0d,text,label\n"):
+        parse.check_encoding(head, "f")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

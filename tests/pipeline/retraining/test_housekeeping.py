@@ -237,6 +237,12 @@ def test_artifacts_are_their_owners_alone_unless_opened(project) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
+def test_artifacts_of_another_user_are_named_with_the_remedy(project, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may everything
+    with pytest.raises(PipelineError, match=r"artifacts: this user may not read and write it; run as its owner, or"):
+        housekeeping.before_run(project.config, "r")
+
+
 def test_metadata_that_another_process_holds_is_named_with_the_remedy(project, monkeypatch) -> None:
     Store(project.root).add_run()
     monkeypatch.setattr(housekeeping, "_BUSY_TIMEOUT_S", 0.05)
