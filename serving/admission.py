@@ -72,7 +72,7 @@ class Pool(futures.ThreadPoolExecutor):
             return True
         before = time.monotonic() - _GIVES_WAY_AFTER_S
         for key, (context, since) in list(self._waiting.items())[:1]:
-            if since < before and self._waiting.pop(key, None):
+            if since < before and self._waiting.pop(key, None) is not None:
                 context.cancel()
                 return True
         return False
