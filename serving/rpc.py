@@ -139,11 +139,13 @@ class Health:
 
     def __init__(self) -> None:
         self.servicer = health.HealthServicer()
-        for name in ("liveness", *self._SERVICES):
-            self.servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self.servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         self._available: dict[str, set[int]] = {}
         self._stopping = False
+        self._told: dict[str, bool] = {}
+        self._telling = threading.Lock()
+        for name in ("liveness", *self._SERVICES):
+            self._set(name, True)
+        self._set("", False)
 
     def on_state(self, name: str, status: VersionStatus) -> None:
         """Follows one version's state; called by the manager."""
@@ -164,8 +166,12 @@ class Health:
             self._set(name, False)
 
     def _set(self, name: str, serving: bool) -> None:
+        """Says so, if it is news: who watches is told of changes alone."""
         status = health_pb2.HealthCheckResponse
-        self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+        with self._telling:
+            if self._told.get(name) is not serving:
+                self._told[name] = serving
+                self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
 class Farewell(grpc.ServerInterceptor):

@@ -351,6 +351,7 @@ def test_readiness_follows_the_models_and_the_stop_and_can_be_watched(serve, toy
     both = config(entry("two", toys.half_plus_two), entry("later", tmp_path / "later"))
     assert code_of(lambda: reload(running.channel, both))[0] is grpc.StatusCode.NOT_FOUND
     assert next(statuses) == "NOT_SERVING"  # one of two models has no version
+    time.sleep(1.2)  # the server looks twice, and has no news
     shutil.copytree(toys.half_plus_two / "123", tmp_path / "later" / "1")
     assert next(statuses) == "SERVING"
     running.server._health.stopping()
