@@ -154,10 +154,10 @@ class Health:
             versions.add(status.version)
         else:
             versions.discard(status.version)
-        self._set(name, bool(versions) and not self._stopping)
+        self._set(name, bool(versions))
 
     def set_ready(self, ready: bool) -> None:
-        self._set("", ready and not self._stopping)
+        self._set("", ready)
 
     def stopping(self) -> None:
         """Nothing is ready from now on, but the process is alive; new requests should go elsewhere."""
@@ -169,6 +169,7 @@ class Health:
         """Says so, if it is news: who watches is told of changes alone."""
         status = health_pb2.HealthCheckResponse
         with self._telling:
+            serving = serving and (name == "liveness" or not self._stopping)
             if self._told.get(name) is not serving:
                 self._told[name] = serving
                 self.servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
