@@ -70,12 +70,14 @@ class Pool(futures.ThreadPoolExecutor):
         """Whether a further call may come; where there is none, a call that sends no message is made to give way."""
         if self._open < self._most:
             return True
-        before = time.monotonic() - _GIVES_WAY_AFTER_S
-        for key, (context, since) in list(self._waiting.items())[:1]:
-            if since < before and self._waiting.pop(key, None) is not None:
-                context.cancel()
-                return True
-        return False
+        waiting = list(self._waiting.items())
+        if not waiting:
+            return False
+        key, (context, since) = waiting[0]
+        if time.monotonic() - since < _GIVES_WAY_AFTER_S or self._waiting.pop(key, None) is None:
+            return False
+        context.cancel()
+        return True
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         self._count(1)

@@ -88,8 +88,10 @@ class AsyncClient:
                     raise  # it is the caller's own
                 raise closed_error(self._target) from None
             except grpc.RpcError as cause:
-                error = closed_error(self._target) if self._closed else translate(cause, self._target)
-                pause = None if self._closed else next_pause_s(error, attempt, self._options, end)
+                if self._closed:
+                    raise closed_error(self._target) from None
+                error = translate(cause, self._target)
+                pause = next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None
                 await asyncio.sleep(pause)

@@ -120,8 +120,10 @@ class Client:
                 left = time_left(end, self._target)
                 return method(message, timeout=left, metadata=metadata(self._options))
             except grpc.RpcError as cause:
-                error = closed_error(self._target) if self._closed else translate(cause, self._target)
-                pause = None if self._closed else next_pause_s(error, attempt, self._options, end)
+                if self._closed:
+                    raise closed_error(self._target) from None
+                error = translate(cause, self._target)
+                pause = next_pause_s(error, attempt, self._options, end)
                 if pause is None:
                     raise error from None  # the cause's debug text adds nothing that a user can act on
                 time.sleep(pause)

@@ -142,13 +142,12 @@ class _Writer:
     def put(self, record: bytes) -> None:
         """Hands a record to the thread, or drops it where too much waits."""
         with self._counting:
-            try:
-                if self._queued_bytes and self._queued_bytes + len(record) > _QUEUED_BYTES:
-                    raise queue.Full
-                self._queue.put_nowait(record)
-                self._queued_bytes += len(record)
-            except queue.Full:
-                self._metrics.request_log_count.add(self._name, "dropped")
+            if not self._queued_bytes or self._queued_bytes + len(record) <= _QUEUED_BYTES:
+                with suppress(queue.Full):
+                    self._queue.put_nowait(record)
+                    self._queued_bytes += len(record)
+                    return
+        self._metrics.request_log_count.add(self._name, "dropped")
 
     def _run(self) -> None:
         if _is_local(self._options.prefix):

@@ -7,7 +7,6 @@ import hashlib
 import os
 from typing import Any
 
-from apache_beam.io.filesystems import FileSystems
 from tfx.components.example_gen import driver, input_processor
 
 from components.examples.files import sha256_file
@@ -18,7 +17,7 @@ class ContentInputProcessor(input_processor.InputProcessor):
     """The fingerprint is of the names and contents of the files.
 
     TFX's own is of sizes and modification times in whole seconds: it takes a copied file for a changed one, and a
-    file replaced by one as long within a second for the same. Remote files keep that: reading them twice is dear.
+    file replaced by one as long within a second for the same.
     """
 
     def __init__(self, input_base_uri: str, splits: Any, range_config: Any = None) -> None:
@@ -56,16 +55,10 @@ class ContentInputProcessor(input_processor.InputProcessor):
         count = size = 0
         for split, found in names.items():
             for name in found:
-                path = os.path.join(self._base, name)
-                content, length = _remote_state(path) if "://" in path else sha256_file(path, name)
+                content, length = sha256_file(os.path.join(self._base, name), name)
                 digest.update(f"{split}\0{name}\0{content}\n".encode())
                 count, size = count + 1, size + length
         return f"num_files:{count},total_bytes:{size},sha256:{digest.hexdigest()}"
-
-
-def _remote_state(path: str) -> tuple[str, int]:
-    metadata = FileSystems.get_filesystem(path).metadata(path)
-    return f"{metadata.size_in_bytes} {metadata.last_updated_in_seconds}", metadata.size_in_bytes
 
 
 class ContentDriver(driver.FileBasedDriver):

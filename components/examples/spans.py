@@ -96,9 +96,6 @@ def matching_names(folder: str | Path, pattern: str) -> Iterator[str]:
     {SPAN} or {VERSION} is a wildcard, too.
     """
     pattern = os.path.normpath(_FIELD.sub("*", pattern))
-    if "://" in str(folder):
-        yield from _remote_names(str(folder), pattern)
-        return
     for name in glob.iglob(pattern, root_dir=folder):
         path = os.path.join(folder, name)
         if os.path.isfile(path) or not os.path.exists(path):  # the latter: a link to nowhere, which is not passed over
@@ -112,16 +109,6 @@ def check_name(name: str) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise ConfigError(f"{shown}: the name of the file is not UTF-8; rename it") from None
-
-
-def _remote_names(base: str, pattern: str) -> Iterator[str]:
-    from tfx.dsl.io import fileio
-
-    for path in fileio.glob(os.path.join(base, pattern)):
-        name = os.path.relpath(str(path), base)
-        pairs = zip(name.split("/"), pattern.split("/"), strict=True)
-        if not fileio.isdir(path) and not any(part.startswith(".") > wild.startswith(".") for part, wild in pairs):
-            yield name
 
 
 def _check_number(
