@@ -13,6 +13,7 @@ that could change an answer, a normalisation's statistics or a pooled maximum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -40,6 +41,56 @@ def layout(batch: Batch) -> Layout:
     rows = ops.cast(ops.searchsorted(ends, tokens, side="right"), "int32")
     bound = ops.shape(batch["steps"])[0] if "steps" in batch else None
     return Layout(rows, tokens - ops.take(starts, rows, axis=0), starts, lengths, bound)
+
+
+class Cells(NamedTuple):
+    """Packed tokens as a padded block, [batch, longest], where attention needs one."""
+
+    tokens: Tensor  # int32 [batch, longest], the token in each cell; at padding some real one
+    mask: Tensor  # bool [batch, longest], true at real tokens
+    cell: Tensor  # int32 [tokens], where each token stands in the flattened block
+
+
+def cells(place: Layout) -> Cells:
+    """The block of these texts, as long as the longest of them, or as their bound."""
+    longest = ops.max(place.lengths, initial=1) if place.bound is None else place.bound  # 1: of a batch without texts
+    steps = ops.arange(longest, dtype="int32")[None, :]  # (1, L)
+    last = ops.shape(place.rows)[0] - 1
+    return Cells(
+        ops.minimum(place.starts[:, None] + steps, last),
+        steps < place.lengths[:, None],
+        place.rows * longest + place.positions,
+    )
+
+
+def to_block(x: Tensor, block: Cells) -> Tensor:
+    """float [tokens, features] -> [batch, longest, features]. What is made of padding must not reach the loss: then the
+    gradient of this gathering is itself one, where a framework would add cell by cell."""
+
+    @ops.custom_gradient
+    def gathered(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            upstream = args[0] if upstream is None else upstream
+            return ops.take(ops.reshape(upstream, (-1, x.shape[-1])), block.cell, axis=0)
+
+        return ops.take(x, block.tokens, axis=0), gradient
+
+    return gathered(x)
+
+
+def from_block(x: Tensor, block: Cells) -> Tensor:
+    """float [batch * longest, features] -> [tokens, features], padding dropped."""
+
+    @ops.custom_gradient
+    def gathered(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            upstream = args[0] if upstream is None else upstream
+            cells_of = ops.take(upstream, ops.reshape(block.tokens, (-1,)), axis=0)
+            return ops.where(ops.reshape(block.mask, (-1, 1)), cells_of, ops.zeros((), upstream.dtype))
+
+        return ops.take(x, block.cell, axis=0), gradient
+
+    return gathered(x)
 
 
 def shifted(x: Tensor, rows: Tensor, left: int, right: int) -> list[Tensor]:

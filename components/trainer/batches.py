@@ -7,9 +7,11 @@ a batch is then a few slices, and the input is never what a step waits for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +19,10 @@ import tensorflow as tf
 from components.errors import DataError
 
 _PARSE_BATCH = 1024
+_AHEAD = 2
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -195,3 +201,16 @@ def plan_prediction(lengths: np.ndarray, tokens: int = 8192) -> list[np.ndarray]
         batches.append(order[start : start + count])
         start += count
     return batches
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make` of each item, in order, made by a thread two items before it is asked for: the step that runs does not
+    wait for the next one's input."""
+    with ThreadPoolExecutor(1, "input") as thread:
+        under_way: deque[Future[Made]] = deque()
+        for item in items:
+            under_way.append(thread.submit(make, item))
+            if len(under_way) > _AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()

@@ -27,6 +27,7 @@ def choose_strategy() -> tf.distribute.Strategy:
     Raises:
       ConfigError: TF_CONFIG cannot be read.
     """
+    _take_vendors_products()
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -38,6 +39,14 @@ def choose_strategy() -> tf.distribute.Strategy:
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
     return tf.distribute.get_strategy()
+
+
+def _take_vendors_products() -> None:
+    """Where XLA compiles for a GPU, it takes cuBLAS's products and does not try kernels of its own for each, which takes
+    long. XLA_FLAGS is read at the first compilation; what it says already stands."""
+    flag, flags = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flag}=false {flags}".strip()
 
 
 def workers_in_cluster() -> int:

@@ -17,7 +17,7 @@ from components.errors import DivergenceError
 from components.progress import report
 from components.trainer import state
 from components.trainer.average import MovingAverage
-from components.trainer.batches import Examples, plan_epoch
+from components.trainer.batches import Examples, ahead, plan_epoch
 from components.trainer.hardware import check_alike, worker_number
 from components.trainer.hidden import remove_hidden, with_hidden
 from components.trainer.metrics import scores, tune_thresholds
@@ -186,9 +186,9 @@ class Loop:
         started = reported = time.monotonic()
         base, base_step = now.epoch_seconds, now.step
         losses: list[tf.Tensor] = []
-        for batches in steps[now.step :]:
+        for inputs in ahead(self._train_step.inputs, steps[now.step :]):
             rate = learning_rate(before + now.step, of_stage, self.training, self.stage.learning_rate)
-            losses.append(self._train_step(batches, rate))
+            losses.append(self._train_step(inputs, rate))
             now.step += 1
             clock = time.monotonic()
             due = now.step % self.training.checkpoint_steps == 0 and now.step < len(steps)

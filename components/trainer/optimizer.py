@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -69,31 +70,39 @@ class AdamW(tf.Module):
         """Everything that a checkpoint must hold."""
         return [self.step, *self._m, *self._v]
 
-    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], rate: tf.Tensor) -> tf.Tensor:
+    def apply(
+        self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], rate: tf.Tensor, static: bool = False
+    ) -> tf.Tensor:
         """One step, in replica context; gradients are summed over replicas first.
+
+        Args:
+          static: whether shapes must be known, for XLA: then all of a table's rows are passed over.
 
         Returns:
           The global norm of the gradients before clipping, float32 scalar.
         """
         context = tf.distribute.get_replica_context()
         summed = context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
-        summed = [_unique_rows(g) if isinstance(g, tf.IndexedSlices) else g for g in summed]
-        clipped, norm = tf.clip_by_global_norm(summed, self.clip_norm)
-        context.merge_call(self._update_all, args=(clipped, rate))
+        unique = _rows_of_all if static else _unique_rows
+        rows = [unique(g) if isinstance(g, tf.IndexedSlices) else None for g in summed]
+        values = [g if of is None else of.values for g, of in zip(summed, rows, strict=True)]
+        clipped, norm = tf.clip_by_global_norm(values, self.clip_norm)
+        changes = [g if of is None else of._replace(values=g) for g, of in zip(clipped, rows, strict=True)]
+        context.merge_call(self._update_all, args=(changes, rate))
         return norm
 
     def _update_all(self, strategy: tf.distribute.Strategy, gradients, rate) -> None:
         step = strategy.extended.update(self.step, lambda step: step.assign_add(1), group=False)
         with tf.control_dependencies(strategy.experimental_local_results(step)):
+            count = tf.cast(self.step, tf.float32)
+            powers = BETA_1**count, BETA_2**count
+            rates = {scale: (rate * scale, rate * scale * self.weight_decay) for scale in set(self.scales)}
             for n, (target, gradient) in enumerate(zip(self.targets, gradients, strict=True)):
-                decay = self.weight_decay if self._decayed[n] else 0.0
-                own_rate = rate if self.scales[n] == 1.0 else rate * self.scales[n]
+                own_rate, decay = rates[self.scales[n]]
                 strategy.extended.update(
-                    target,
-                    lambda w, g, m, v, t, r, decay=decay: _update(w, g, m, v, t, r, decay),
-                    args=(gradient, self._m[n], self._v[n], self.step, own_rate),
-                    group=False,
-                )
+                    target, _update, group=False,
+                    args=(gradient, self._m[n], self._v[n], powers, own_rate, decay if self._decayed[n] else None),
+                )  # fmt: skip
 
 
 def _is_decayed(variable: keras.Variable) -> bool:
@@ -101,30 +110,50 @@ def _is_decayed(variable: keras.Variable) -> bool:
     return not (parts[-1].startswith("bias") or "norm" in parts[-2])
 
 
-def _unique_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+class Rows(NamedTuple):
+    """The gradient of some of a table's rows."""
+
+    values: tf.Tensor  # [rows, features]
+    numbers: tf.Tensor | None  # [rows], each once; None: all of the table
+    used: tf.Tensor | None = None  # bool [rows, 1], where these are all: which of them a batch has
+
+
+def _unique_rows(gradient: tf.IndexedSlices) -> Rows:
     """Sums the gradients of a row that a batch uses more than once; a norm is only then the dense gradient's."""
-    indices, place = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(indices))
-    return tf.IndexedSlices(values, indices, gradient.dense_shape)
+    numbers, place = tf.unique(gradient.indices)
+    return Rows(tf.math.unsorted_segment_sum(gradient.values, place, tf.size(numbers)), numbers)
 
 
-def _update(w, gradient, m, v, step, rate, decay: float) -> None:
-    count = tf.cast(step, tf.float32)
-    power_1, power_2 = BETA_1**count, BETA_2**count
-    if isinstance(gradient, tf.IndexedSlices):
-        rows, g = gradient.indices, gradient.values
-        new_m = BETA_1 * tf.gather(m, rows) + (1 - BETA_1) * g
-        new_v = BETA_2 * tf.gather(v, rows) + (1 - BETA_2) * tf.square(g)
+def _rows_of_all(gradient: tf.IndexedSlices) -> Rows:
+    count = gradient.dense_shape[0]
+    values = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, count)
+    times = tf.math.unsorted_segment_sum(tf.ones_like(gradient.indices), gradient.indices, count)
+    return Rows(values, None, times[:, None] > 0)
+
+
+def _update(w, gradient, m, v, powers, rate, decay) -> None:
+    """Brings a variable and its moments up to date; `decay`, of the whole weight, is None where there is none."""
+    power_1, power_2 = powers
+    if isinstance(gradient, Rows):
+        g, rows = gradient.values, gradient.numbers
+        old_m, old_v = (m, v) if rows is None else (tf.gather(m, rows), tf.gather(v, rows))
+        new_m = BETA_1 * old_m + (1 - BETA_1) * g
+        new_v = BETA_2 * old_v + (1 - BETA_2) * tf.square(g)
         scale = rate * tf.sqrt(1 - power_2) / (1 - power_1)
         change = scale * new_m / (tf.sqrt(new_v) + EPSILON)
-        if decay:
-            change += rate * decay * tf.gather(w, rows)
-        m.scatter_update(tf.IndexedSlices(new_m, rows))
-        v.scatter_update(tf.IndexedSlices(new_v, rows))
-        w.scatter_sub(tf.IndexedSlices(change, rows))
+        if decay is not None:
+            change += decay * (w if rows is None else tf.gather(w, rows))
+        if rows is None:
+            m.assign(tf.where(gradient.used, new_m, m))
+            v.assign(tf.where(gradient.used, new_v, v))
+            w.assign_sub(tf.where(gradient.used, change, 0.0))
+        else:
+            m.scatter_update(tf.IndexedSlices(new_m, rows))
+            v.scatter_update(tf.IndexedSlices(new_v, rows))
+            w.scatter_sub(tf.IndexedSlices(change, rows))
         return
-    if decay:
-        w.assign_sub(rate * decay * w)
+    if decay is not None:
+        w.assign_sub(decay * w)
     # One pass over memory instead of the ten of separate operations.
     tf.raw_ops.ResourceApplyAdam(
         var=w.handle, m=m.handle, v=v.handle, beta1_power=power_1, beta2_power=power_2, lr=rate,

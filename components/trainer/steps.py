@@ -17,6 +17,8 @@ from components.trainer.losses import example_losses
 from components.trainer.optimizer import AdamW
 from components.trainer.static_shapes import StaticShapes
 
+Inputs = list[list[Any]]  # of each replica of this process, a part of each batch: packed batch, labels, shares
+
 
 class TrainStep:
     """One step of the optimiser on one batch or several, each divided among the strategy's replicas.
@@ -32,7 +34,7 @@ class TrainStep:
       strategy: where replicas run.
       frozen: see `components.encoder.bert.BertEncoder`.
       average: of the weights, brought up to date after the step.
-      shapes: to which batches are padded, for losses and gradients compiled by XLA; None: neither.
+      shapes: to which batches are padded, for a step compiled by XLA; None: neither.
     """
 
     def __init__(
@@ -63,16 +65,20 @@ class TrainStep:
                 total = loss + tf.add_n(model.losses) / (replicas * count) if model.losses else loss
             return loss, tape.gradient(total, optimizer.targets)
 
-        if shapes is not None:
+        # Where one device computes one batch, XLA has the whole step, else its gradients.
+        whole = shapes is not None and replicas == count == 1
+        if shapes is not None and not whole:
             gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
 
         def replica_step(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
             loss, gradients = gradients_of(*parts[0]) if count == 1 else _accumulated(gradients_of, parts)
-            optimizer.apply(gradients, rate)
+            optimizer.apply(gradients, rate, static=whole)
             if average is not None:
                 average.update(optimizer.step)
             return loss
 
+        if whole:
+            replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
         local = local_replicas(strategy)
         self.own = own = slice(worker_number(strategy) * local, (worker_number(strategy) + 1) * local)
 
@@ -89,27 +95,25 @@ class TrainStep:
 
         self.compiled = compiled
 
-    def __call__(self, batches: Sequence[np.ndarray], rate: float) -> tf.Tensor:
-        """The mean loss, float32 scalar, of the examples of `batches`, each int [rows], before the step.
+    def __call__(self, inputs: Inputs, rate: float) -> tf.Tensor:
+        """The mean loss, float32 scalar, of the examples of `inputs` before the step; `rate` is the learning rate."""
+        return self.compiled(inputs, np.float32(rate))
 
-        Args:
-          batches: at most `training.accumulate_steps`.
-          rate: learning rate.
-        """
+    def inputs(self, batches: Sequence[np.ndarray]) -> Inputs:
+        """What a step takes for `batches`, each int [rows] of examples, at most `training.accumulate_steps`."""
         share = np.float32(1 / sum(len(rows) for rows in batches))
         batches = halved(batches, self.count)
         # Where there are fewer texts than parts, some have the first text again, with weight 0.
         split = [np.array_split(rows, self.replicas) for rows in batches]
-        parts = [
+        return [
             [
-                self._inputs(rows if len(rows) else batches[0][:1], share if len(rows) else np.float32(0))
+                self._part(rows if len(rows) else batches[0][:1], share if len(rows) else np.float32(0))
                 for rows in of_replica
             ]
             for of_replica in list(zip(*split, strict=True))[self.own]
         ]
-        return self.compiled(parts, np.float32(rate))
 
-    def _inputs(self, rows: np.ndarray, share: np.float32) -> tuple[tuple[dict[str, np.ndarray], np.ndarray], Any]:
+    def _part(self, rows: np.ndarray, share: np.float32) -> tuple[tuple[dict[str, np.ndarray], np.ndarray], Any]:
         batch, labels = self.examples.batch(rows), self.examples.labels[rows]
         if self.shapes is None:
             return (batch, labels), share

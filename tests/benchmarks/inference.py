@@ -48,9 +48,9 @@ LENGTH = 512
 # === What all are given ===
 
 
-def read_texts() -> tuple[list[str], list[str]]:
-    """Shipped test sentences in the order of the file, shuffled once, and the abstracts that they make."""
-    with open(ROOT / "pipeline" / "data" / "pmc_rct_sections" / "test.csv", encoding="utf-8", newline="") as file:
+def read_texts(split: str = "test") -> tuple[list[str], list[str]]:
+    """The shipped sentences of a split in the order of the file, shuffled once, and the abstracts that they make."""
+    with open(ROOT / "pipeline" / "data" / "pmc_rct_sections" / f"{split}.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     abstracts = [
         " ".join(row["text"] for row in group) for _, group in itertools.groupby(rows, key=lambda row: row["id"])

@@ -76,11 +76,15 @@ def gemm_peak(precision: str, device: str, seconds: float = 1.0) -> float:
     return 2 * size**3 / best / 1e9
 
 
+def allow_tf32(allowed: bool) -> None:
+    """On GPUs, whether float32 products may round their factors."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def main(folder: Path, precision: str) -> None:
     torch.set_num_threads(CORES)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True  # as TensorFlow does of itself
+    allow_tf32(True)  # as TensorFlow does of itself
     trainer = Trainer(folder, precision, device)
     print(json.dumps({"device": "GPU" if device == "cuda" else "CPU"}), flush=True)
     for line in sys.stdin:
@@ -89,8 +93,10 @@ def main(folder: Path, precision: str) -> None:
             reply = {"peak": gemm_peak(request["peak"], device)}
         elif "loss" in request:
             trainer.model.eval()
+            allow_tf32(False)
             with torch.inference_mode():
                 reply = {"loss": float(trainer.loss(request["loss"]))}
+            allow_tf32(True)
         else:
             trainer.model.train()
             if device == "cuda":

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
-from components.encoder.bert import BertEncoder
+from components.encoder.bert import BertEncoder, Dense
 from components.encoder.config import BertGeometry
-from components.encoder.packing import layout, padded, shifted
+from components.encoder.packing import cells, from_block, layout, padded, shifted, to_block
 
 GEOMETRY = BertGeometry(
     vocab_size=30,
@@ -142,3 +144,43 @@ def test_padded_blocks_crop_and_mask():
     block, mask = padded(x, place, 2)
     assert ops.convert_to_numpy(mask).tolist() == [[True, True], [True, False]]
     assert (ops.convert_to_numpy(block)[:, :, 0] * ops.convert_to_numpy(mask)).tolist() == [[1, 2], [4, 0]]
+
+
+def test_gradients_through_the_block_are_those_of_the_gatherings(rng):
+    batch = {"ids": np.zeros(9, np.int32), "row_lengths": np.array([4, 0, 2, 3], np.int32)}
+    block = cells(layout(batch))
+    x = tf.constant(rng.normal(size=(9, 3)), tf.float32)
+    mix = tf.constant(rng.normal(size=(3, 3)), tf.float32)
+    mask = tf.cast(block.mask, tf.float32)[:, :, None]
+
+    def loss(x, to, back):
+        inner = to(x) * mask  # what comes of padding reaches nothing
+        mixed = tf.reshape(tf.cumsum(inner, axis=1) @ mix, (-1, 3))
+        return tf.reduce_sum(tf.sin(back(mixed)) * x)
+
+    found = []
+    for to, back in (
+        (lambda x: to_block(x, block), lambda y: from_block(y, block)),
+        (lambda x: tf.gather(x, block.tokens), lambda y: tf.gather(y, block.cell)),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = loss(x, to, back)
+        found.append((value, tf.convert_to_tensor(tape.gradient(value, x))))
+    np.testing.assert_allclose(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_dense_layer_and_its_gradients_are_kerass(rng):
+    x = tf.constant(rng.normal(size=(7, 4)), tf.float32)
+    found = []
+    for kind in (Dense, keras.layers.Dense):
+        dense = kind(5)
+        dense.build((None, 4))
+        dense.set_weights([np.arange(20.0).reshape(4, 5) / 10, np.arange(5.0)])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.sin(dense(x)))
+        found.append([loss, *tape.gradient(loss, [x, *(v.value for v in dense.trainable_variables)])])
+    for ours, kerass in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, kerass, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from components.errors import DataError
-from components.trainer.batches import Examples, plan_epoch, plan_prediction, read_examples
+from components.trainer.batches import Examples, ahead, plan_epoch, plan_prediction, read_examples
 
 SPEC = {
     "input_ids": tf.io.VarLenFeature(tf.int64),
@@ -141,3 +141,30 @@ def test_prediction_batches_stay_within_their_tokens_but_for_a_single_text():
     lengths = np.array([3, 50, 4, 20, 5])
     batches = [rows.tolist() for rows in plan_prediction(lengths, tokens=20)]
     assert batches == [[1], [3], [4, 2, 0]]
+
+
+def test_what_is_made_ahead_comes_in_order_and_no_further_than_two():
+    begun = []
+
+    def make(number):
+        begun.append(number)
+        return number * 10
+
+    made = ahead(make, range(6))
+    assert next(made) == 0
+    assert set(begun) <= {0, 1, 2}
+    assert list(made) == [10, 20, 30, 40, 50]
+    assert begun == [0, 1, 2, 3, 4, 5]
+    assert list(ahead(make, [])) == []
+
+
+def test_an_error_in_what_is_made_ahead_is_raised_at_its_place():
+    def make(number):
+        if number == 1:
+            raise ValueError("the second")
+        return number
+
+    made = ahead(make, range(3))
+    assert next(made) == 0
+    with pytest.raises(ValueError, match="the second"):
+        next(made)

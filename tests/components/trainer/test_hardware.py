@@ -1,5 +1,7 @@
 """Where mixed precision may be used: what the machine says of itself decides."""
 
+import os
+
 import pytest
 import tensorflow as tf
 
@@ -29,3 +31,12 @@ def test_without_an_account_of_the_cpu_there_is_no_bfloat16(monkeypatch, tmp_pat
     monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "absent")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     assert not hardware.has_bfloat16()
+
+
+def test_xla_searches_no_kernels_unless_it_is_told_to(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x")
+    hardware.choose_strategy()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false --xla_dump_to=/x"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    hardware.choose_strategy()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=true"

@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_step_without_padding(tiny_loop, tmp_path, ki
         loop = tiny_loop(tmp_path / str(xla), xla=xla, **options)
         loop._begin_stage({})
         rows = np.array([3, 0, 39, 7])
-        loss = float(loop._train_step([rows], 0.01))
+        loss = float(loop._train_step(loop._train_step.inputs([rows]), 0.01))
         found.append((loss, [m.numpy() for m in loop.optimizer.state[1 : 1 + len(loop.optimizer.targets)]]))
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-5)
     assert sum(np.abs(g).max() > 1e-4 for g in found[0][1]) > 10

@@ -29,7 +29,7 @@ def values(variables):
 def first_step(loop, batches):
     """The loss of a step, and its gradients, clipped: what Adam's first moments are a tenth of."""
     loop._begin_stage({})
-    loss = float(loop._train_step(batches, 0.01))
+    loss = float(loop._train_step(loop._train_step.inputs(batches), 0.01))
     count = len(loop.optimizer.targets)
     return loss, [10 * m.numpy() for m in loop.optimizer.state[1 : 1 + count]]
 
