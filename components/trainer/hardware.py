@@ -42,8 +42,8 @@ def choose_strategy() -> tf.distribute.Strategy:
 
 
 def _take_vendors_products() -> None:
-    """Where XLA compiles for a GPU, it takes cuBLAS's products and does not try kernels of its own for each, which takes
-    long. XLA_FLAGS is read at the first compilation; what it says already stands."""
+    """XLA on a GPU takes cuBLAS's products and does not try kernels of its own for each, which takes long. XLA_FLAGS is
+    read at the first compilation; what it says already stands."""
     flag, flags = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flag}=false {flags}".strip()
