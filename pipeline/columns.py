@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.errors import ConfigError, DataError
-from components.examples import parse
+from components.examples import head
 from components.examples.rows import RowSpec
 from components.examples.spec import executor_config, row_spec
 from pipeline import spans
@@ -29,7 +29,7 @@ def check_columns(source: str | Path, config: Config) -> None:
     try:
         for split, paths in by_split.items():
             for path in paths:
-                parse.claim(owners, str(path.relative_to(config.data.input)), split)
+                head.claim(owners, str(path.relative_to(config.data.input)), split)
     except DataError as error:
         raise ConfigError(f"{source}: {error}") from None
     for name in sorted(owners):
@@ -59,6 +59,6 @@ def _check_file(path: Path, spec: RowSpec, name: str) -> None:
             raise DataError(f"{name}: is not a Parquet file, or is damaged") from None
         return
     with path.open("rb") as stream:
-        start, _, _ = parse.read_head(stream, spec, name)
+        start, _, _ = head.read_head(stream, spec, name)
         if spec.format == "jsonl":
-            parse.check_keys(stream, start, spec, name)
+            head.check_keys(stream, start, spec, name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from components.config import DataConfig
 from components.errors import DataError
-from components.examples import parse
+from components.examples import head, parse
 from components.examples.files import InputFile, Item, ItemReader, open_file, plan_file
 from components.examples.rows import BadRow, Row, RowSpec
 from components.examples.spans import check_name
@@ -153,7 +153,7 @@ def item_rows(item: Item, spec: UnlabelledSpec) -> Iterator[Row | BadRow]:
             break
     missing = [name for name in reader.unseen_columns if name not in spec.slices]
     if missing and not any(isinstance(row, Row) for row in held):
-        raise parse.missing_key(item.file.name, missing[0], reader.keys, spec.columns)
+        raise head.missing_key(item.file.name, missing[0], reader.keys, spec.columns)
     yield from held
     yield from rows
 
@@ -170,6 +170,6 @@ def _has(file: InputFile, kind: str, column: str) -> bool:
                 return column in pq.ParquetFile(stream).schema_arrow.names
             except (pa.ArrowInvalid, OSError):
                 return False  # plan_file says what is wrong with it
-        head = stream.readline(1 << 20).removeprefix(parse.BOM)
+        first = stream.readline(1 << 20).removeprefix(parse.BOM)
     separator = b"," if kind == "csv" else b"\t"
-    return column.encode() in [name.strip(b'"') for name in parse.without_line_end(head).split(separator)]
+    return column.encode() in [name.strip(b'"') for name in parse.without_line_end(first).split(separator)]

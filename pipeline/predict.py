@@ -262,7 +262,7 @@ def predict_file(
 
 
 def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
-    from components.examples import parse
+    from components.examples import head, parse
     from components.examples.rows import make_row
     from pipeline import inputs
 
@@ -277,7 +277,7 @@ def _rows(source: Path, data: DataConfig) -> Iterator[Any]:
         raise DataError(f"{source}: plain text has no second segment; give CSV, TSV, JSONL or Parquet")
     spec = inputs.UnlabelledSpec("text", "text", "text", frozenset(), True, max_characters=data.max_characters)
     with source.open("rb") as stream:
-        parse.check_encoding(stream.read(4), source.name)
+        head.check_encoding(stream.read(4), source.name)
         stream.seek(0)
         for number, line in enumerate(stream, 1):
             text = (line.removeprefix(parse.BOM) if number == 1 else line).rstrip(b"\r\n")

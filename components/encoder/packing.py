@@ -63,34 +63,37 @@ def cells(place: Layout) -> Cells:
     )
 
 
+def with_gradient(function: Callable[..., Tensor], gradient: Callable[[Tensor], Any]) -> Callable[..., Tensor]:
+    """The function of tensors, differentiated by `gradient`: from what comes from above to that of each argument."""
+
+    @ops.custom_gradient
+    def computed(*inputs: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        def backward(*args: Tensor, upstream: Tensor = None) -> Any:  # as it is handed over differs by Keras's backend
+            return gradient(args[0] if upstream is None else upstream)
+
+        return function(*inputs), backward
+
+    return computed
+
+
 def to_block(x: Tensor, block: Cells) -> Tensor:
     """float [tokens, features] -> [batch, longest, features]. What is made of padding must not reach the loss: then the
     gradient of this gathering is itself one, where a framework would add cell by cell."""
 
-    @ops.custom_gradient
-    def gathered(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
-        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
-            upstream = args[0] if upstream is None else upstream
-            return ops.take(ops.reshape(upstream, (-1, x.shape[-1])), block.cell, axis=0)
+    def gradient(upstream: Tensor) -> Tensor:
+        return ops.take(ops.reshape(upstream, (-1, x.shape[-1])), block.cell, axis=0)
 
-        return ops.take(x, block.tokens, axis=0), gradient
-
-    return gathered(x)
+    return with_gradient(lambda x: ops.take(x, block.tokens, axis=0), gradient)(x)
 
 
 def from_block(x: Tensor, block: Cells) -> Tensor:
     """float [batch * longest, features] -> [tokens, features], padding dropped."""
 
-    @ops.custom_gradient
-    def gathered(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
-        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
-            upstream = args[0] if upstream is None else upstream
-            cells_of = ops.take(upstream, ops.reshape(block.tokens, (-1,)), axis=0)
-            return ops.where(ops.reshape(block.mask, (-1, 1)), cells_of, ops.zeros((), upstream.dtype))
+    def gradient(upstream: Tensor) -> Tensor:
+        found = ops.take(upstream, ops.reshape(block.tokens, (-1,)), axis=0)
+        return ops.where(ops.reshape(block.mask, (-1, 1)), found, ops.zeros((), upstream.dtype))
 
-        return ops.take(x, block.cell, axis=0), gradient
-
-    return gathered(x)
+    return with_gradient(lambda x: ops.take(x, block.cell, axis=0), gradient)(x)
 
 
 def shifted(x: Tensor, rows: Tensor, left: int, right: int) -> list[Tensor]:
@@ -125,7 +128,5 @@ def padded(x: Tensor, place: Layout, length: int | Tensor) -> tuple[Tensor, Tens
       block: the dtype of `x`, [batch, length, features]. At padding it repeats some real token: mask it.
       mask: bool [batch, length], true at real tokens.
     """
-    steps = ops.arange(length, dtype="int32")[None, :]  # (1, L)
-    mask = steps < place.lengths[:, None]  # (B, L)
-    index = ops.minimum(place.starts[:, None] + steps, ops.shape(x)[0] - 1)
-    return ops.take(x, index, axis=0), mask
+    block = cells(place._replace(bound=length))
+    return ops.take(x, block.tokens, axis=0), block.mask

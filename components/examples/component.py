@@ -22,7 +22,7 @@ from tfx.utils import proto_utils
 from components import progress
 from components.config import DataConfig
 from components.errors import DataError
-from components.examples import ingest, outcome, parse
+from components.examples import head, ingest, outcome
 from components.examples.driver import ContentDriver
 from components.examples.files import ITEM_BYTES, InputFile
 from components.examples.spans import files_of
@@ -181,7 +181,7 @@ def find_inputs(input_base: str, input_config: Any, span: int, version: int | No
     splits = {split.name: split.pattern for split in input_config.splits}
     for split, names in files_of(input_base, splits, span, version)[2].items():
         for name in names:
-            parse.claim(owners, name, split)
+            head.claim(owners, name, split)
             inputs.append(InputFile(len(inputs), split, os.path.join(input_base, name), name))
     return inputs
 

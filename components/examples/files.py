@@ -1,7 +1,4 @@
-"""Files → work items → rows. An item is a range of one file that a worker reads on its own.
-
-Files are opened through Beam's file systems, so gs:// works where Beam's gcp extra is installed.
-"""
+"""Files → work items → rows. An item is a range of one file that a worker reads on its own."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from components.errors import DataError
-from components.examples import parse, rows
+from components.examples import head, rows
 from components.examples.parse import Reader, read_lines
 from components.examples.rows import BadRow, Row, RowSpec
 
@@ -92,7 +89,7 @@ def plan_file(file: InputFile, spec: RowSpec, item_bytes: int = ITEM_BYTES) -> F
     if spec.format == "parquet":
         return FilePlan(digest, size, tuple(_plan_parquet(file, spec, item_bytes)))
     with open_file(file.path, file.name) as stream:
-        start, line, columns = parse.read_head(stream, spec, file.name)
+        start, line, columns = head.read_head(stream, spec, file.name)
         if size <= start:
             items = []
         elif size - start <= item_bytes:
@@ -146,7 +143,7 @@ def check_parquet(schema: pa.Schema, spec: RowSpec, name: str) -> None:
     Raises:
       DataError: naming the file, the column and its type.
     """
-    parse.check_columns(schema.names, spec, name)
+    head.check_columns(schema.names, spec, name)
     for column in spec.columns:
         kind = schema.field(column).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind

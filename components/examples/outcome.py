@@ -11,7 +11,7 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 
 from components.errors import DataError
-from components.examples import parse
+from components.examples import head
 from components.examples.files import FilePlan, InputFile, Item
 from components.examples.ingest import HASHES, Ingestion, make_folder, read_bytes, read_plan, writing
 from components.examples.leaks import Leak, find_leaks
@@ -94,7 +94,7 @@ def _check_keys(file: InputFile, summaries: list[dict[str, Any]], spec: RowSpec)
         return
     unseen = set.intersection(*(set(summary["unseen"]) for summary in with_objects))
     if unseen:
-        raise parse.missing_key(file.name, sorted(unseen)[0], with_objects[0]["keys"], spec.columns)
+        raise head.missing_key(file.name, sorted(unseen)[0], with_objects[0]["keys"], spec.columns)
 
 
 def check_bad_share(outcome: Outcome, max_bad_share: float, dead_letters: str) -> None:

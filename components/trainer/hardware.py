@@ -27,8 +27,10 @@ def choose_strategy() -> tf.distribute.Strategy:
     Raises:
       ConfigError: TF_CONFIG cannot be read.
     """
-    _take_vendors_products()
-    for gpu in tf.config.list_physical_devices("GPU"):
+    physical = tf.config.list_physical_devices("GPU")
+    if physical:
+        _take_vendors_products()
+    for gpu in physical:
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:  # TensorFlow has already started on it
@@ -42,10 +44,10 @@ def choose_strategy() -> tf.distribute.Strategy:
 
 
 def _take_vendors_products() -> None:
-    """XLA on a GPU takes cuBLAS's products and does not try kernels of its own for each, which takes long. XLA_FLAGS is
-    read at the first compilation; what it says already stands."""
-    flag, flags = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
+    """XLA on a GPU takes cuBLAS's products and does not try kernels of its own for each, which takes long; unless
+    XLA_FLAGS says otherwise."""
+    flag, flags = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "").strip()
+    if flag not in flags and (not flags or flags.startswith("-")):  # else it names a file of flags
         os.environ["XLA_FLAGS"] = f"{flag}=false {flags}".strip()
 
 

@@ -2,7 +2,8 @@
 
 A batch touches a thousand of an embedding table's thirty thousand rows. Updating only those, as
 `torch.optim.SparseAdam` does, makes a step of a small model several times as fast: a dense update moves
-7 × 15 MB for a table of 128 columns. Moments of rows that a batch does not touch stay as they are.
+7 × 15 MB for a table of 128 columns. Moments of rows that a batch does not touch stay as they are; so they do where
+XLA needs known shapes, and the table is dense.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AdamW(tf.Module):
         """One step, in replica context; gradients are summed over replicas first.
 
         Args:
-          static: whether shapes must be known, for XLA: then all of a table's rows are passed over.
+          static: whether shapes must be known, for XLA: then the whole of a table is gone through, under a mask.
 
         Returns:
           The global norm of the gradients before clipping, float32 scalar.
@@ -99,9 +100,10 @@ class AdamW(tf.Module):
             rates = {scale: (rate * scale, rate * scale * self.weight_decay) for scale in set(self.scales)}
             for n, (target, gradient) in enumerate(zip(self.targets, gradients, strict=True)):
                 own_rate, decay = rates[self.scales[n]]
+                decay = decay if self._decayed[n] and self.weight_decay else None
                 strategy.extended.update(
                     target, _update, group=False,
-                    args=(gradient, self._m[n], self._v[n], powers, own_rate, decay if self._decayed[n] else None),
+                    args=(gradient, self._m[n], self._v[n], powers, own_rate, decay),
                 )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ class Rows(NamedTuple):
 
     values: tf.Tensor  # [rows, features]
     numbers: tf.Tensor | None  # [rows], each once; None: all of the table
-    used: tf.Tensor | None = None  # bool [rows, 1], where these are all: which of them a batch has
+    used: tf.Tensor | None = None  # bool [rows, 1], where these are all: which a batch has, or has for padding
 
 
 def _unique_rows(gradient: tf.IndexedSlices) -> Rows:

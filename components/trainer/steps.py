@@ -34,7 +34,8 @@ class TrainStep:
       strategy: where replicas run.
       frozen: see `components.encoder.bert.BertEncoder`.
       average: of the weights, brought up to date after the step.
-      shapes: to which batches are padded, for a step compiled by XLA; None: neither.
+      shapes: to which batches are padded, for a step compiled by XLA: all of it where one
+        device computes one batch, else losses and gradients. None: neither.
     """
 
     def __init__(

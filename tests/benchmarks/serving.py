@@ -12,6 +12,8 @@ to and whether it `holds`; ends with exit status 1 if one does not:
               those that may wait take at the rate it can carry, each half full; at least 0.9 of that rate answered;
               and p99 of the refusals at most 100 ms, which a person hardly notices and which leaves time to ask
               elsewhere;
+- memory:     of BERT-base's server over that of the small model's, by the size of the weights: once loaded, at most
+              1.5, for there is one copy of them; and when batches of 32 have been answered;
 - client:     seconds that `import serving.client` takes in a process of its own, median of 5, at most 0.5.
 
 The models are this project's own, exported by its own code with random weights: the geometry of the default
@@ -64,7 +66,8 @@ MIN_RATIO = 0.9
 MIN_CARRIED = 0.9
 MAX_REFUSAL_MS = 100.0
 MAX_IMPORT_S = 0.5
-MEASURES = ["client", "floor", "latency", "throughput", "overload"]
+MAX_COPIES = 1.5
+MEASURES = ["client", "floor", "latency", "throughput", "overload", "memory"]
 
 
 def read_texts(count: int, seed: int = 0) -> list[str]:
@@ -101,6 +104,11 @@ class Server:
 
     def cpu_s(self) -> float:
         return processor_s(self._process.pid)
+
+    def anonymous_mib(self) -> float:
+        """Its memory, without the files that it has mapped (Linux only: /proc)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
     def __exit__(self, *exc: object) -> None:
         self._process.terminate()
@@ -324,6 +332,31 @@ def measure_overload(
     }
 
 
+def measure_memory(base_path: Path, small: Path, batch: int, seconds: float) -> dict:
+    """Memory of the server, once its model is loaded and when it has answered, beside that of a small model."""
+    loaded: dict[Path, float] = {}
+    answered: dict[Path, float] = {}
+    for path in (small, base_path):
+        server = Server(path)
+        with server as target:
+            loaded[path] = server.anonymous_mib()
+            asyncio.run(saturate(target, serialized(read_texts(8 * batch), batch), 2, seconds))
+            answered[path] = server.anonymous_mib()
+    sizes = {path: sum(f.stat().st_size for f in path.glob("1/variables/*")) / (1 << 20) for path in loaded}
+    weights = sizes[base_path] - sizes[small]
+    copies = (loaded[base_path] - loaded[small]) / weights
+    return {
+        "weights_mib": round(sizes[base_path]),
+        "loaded_mib": round(loaded[base_path]),
+        "small_model_loaded_mib": round(loaded[small]),
+        "answered_mib": round(answered[base_path]),
+        "copies_loaded": round(copies, 2),
+        "copies_answered": round((answered[base_path] - answered[small]) / weights, 2),
+        "bound": MAX_COPIES,
+        "holds": copies <= MAX_COPIES,
+    }
+
+
 def measure_client(times: int = 5) -> dict:
     """How long the import of the client takes, alone in a process."""
     code = "import time; t = time.perf_counter(); import serving.client; print(time.perf_counter() - t)"
@@ -331,6 +364,15 @@ def measure_client(times: int = 5) -> dict:
     seconds = [float(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout) for _ in range(times)]
     median = statistics.median(seconds)
     return {"import_s": round(median, 3), "bound": MAX_IMPORT_S, "holds": median <= MAX_IMPORT_S}
+
+
+def model(folder: Path, geometry: str) -> Path:
+    """The base path of the exported model, which is made where it is not there."""
+    base_path = folder / geometry
+    if not base_path.exists():
+        script = ROOT / "tests" / "serving" / "exported_model.py"
+        subprocess.run([sys.executable, script, base_path / "1", f"--geometry={geometry}"], check=True)
+    return base_path
 
 
 def main() -> int:
@@ -354,8 +396,8 @@ def main() -> int:
     wanted = args.measure or MEASURES
     held: list[bool] = []
 
-    def show(what: str, found: dict, **model: str) -> None:
-        print(json.dumps({**model, what: found}), flush=True)
+    def show(what: str, found: dict, **of: str) -> None:
+        print(json.dumps({**of, what: found}), flush=True)
         held.append(found.get("holds", True))
 
     if "client" in wanted:
@@ -364,11 +406,14 @@ def main() -> int:
         show("floor", measure_floor(args.seconds or 4.0, 2048))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for geometry in (args.geometry or ["default", "bert_base"]) if set(wanted) - {"client", "floor"} else []:
-            base_path = (args.models or folder).resolve() / geometry
-            if not base_path.exists():
-                script = ROOT / "tests" / "serving" / "exported_model.py"
-                subprocess.run([sys.executable, script, base_path / "1", f"--geometry={geometry}"], check=True)
+        models = (args.models or folder).resolve()
+        if "memory" in wanted and "bert_base" in (args.geometry or ["bert_base"]):
+            sizes = model(models, "bert_base"), model(models, "default")
+            found = measure_memory(*sizes, args.batch, args.seconds or 12.0)
+            show("memory", found, model="bert_base")
+        rest = set(wanted) - {"client", "floor", "memory"}
+        for geometry in (args.geometry or ["default", "bert_base"]) if rest else []:
+            base_path = model(models, geometry)
             bare = InProcess(base_path)
             small = geometry == "default"
             seconds, texts = args.seconds or (4.0 if small else 12.0), 2048 if small else 192

@@ -20,7 +20,7 @@ timed.
 
 `input` is a profile of the input: the time that making the batches takes, alone, and the time that steps wait for them,
 as shares of the steps' time. One part of the step differs on purpose: the product updates the rows of the word
-embeddings that a batch has (see components/trainer/optimizer.py), PyTorch's AdamW all of them.
+embeddings that a batch has (see components/trainer/optimizer.py), PyTorch's AdamW, and `xla`, go through all of them.
 
     python tests/benchmarks/training.py --frozen    # the input where it is largest
 

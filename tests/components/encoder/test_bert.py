@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from components.encoder import bert
 from components.encoder.bert import BertEncoder, Dense
 from components.encoder.config import BertGeometry
-from components.encoder.packing import cells, from_block, layout, padded, shifted, to_block
+from components.encoder.packing import cells, layout, padded, shifted
 
 GEOMETRY = BertGeometry(
     vocab_size=30,
@@ -146,33 +147,27 @@ def test_padded_blocks_crop_and_mask():
     assert (ops.convert_to_numpy(block)[:, :, 0] * ops.convert_to_numpy(mask)).tolist() == [[1, 2], [4, 0]]
 
 
-def test_gradients_through_the_block_are_those_of_the_gatherings(rng):
-    batch = {"ids": np.zeros(9, np.int32), "row_lengths": np.array([4, 0, 2, 3], np.int32)}
-    block = cells(layout(batch))
-    x = tf.constant(rng.normal(size=(9, 3)), tf.float32)
-    mix = tf.constant(rng.normal(size=(3, 3)), tf.float32)
-    mask = tf.cast(block.mask, tf.float32)[:, :, None]
+def test_attentions_gradients_are_those_of_plain_gatherings(monkeypatch):
+    """The block's own gradients hold only where nothing that is made of padding reaches the loss."""
+    block = cells(layout({"ids": np.zeros(9, np.int32), "row_lengths": np.array([4, 0, 2, 3], np.int32)}))
+    qkv = tf.constant(RNG.normal(size=(9, 24)), tf.float32)
+    above = tf.constant(RNG.normal(size=(9, 8)), tf.float32)
 
-    def loss(x, to, back):
-        inner = to(x) * mask  # what comes of padding reaches nothing
-        mixed = tf.reshape(tf.cumsum(inner, axis=1) @ mix, (-1, 3))
-        return tf.reduce_sum(tf.sin(back(mixed)) * x)
-
-    found = []
-    for to, back in (
-        (lambda x: to_block(x, block), lambda y: from_block(y, block)),
-        (lambda x: tf.gather(x, block.tokens), lambda y: tf.gather(y, block.cell)),
-    ):
+    def gradient():
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = loss(x, to, back)
-        found.append((value, tf.convert_to_tensor(tape.gradient(value, x))))
-    np.testing.assert_allclose(found[0][0], found[1][0])
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
+            tape.watch(qkv)
+            loss = tf.reduce_sum(bert.attend(qkv, block, 2) * above)
+        return tf.convert_to_tensor(tape.gradient(loss, qkv))
+
+    own = gradient()
+    monkeypatch.setattr(bert, "to_block", lambda x, block: tf.gather(x, block.tokens))
+    monkeypatch.setattr(bert, "from_block", lambda x, block: tf.gather(x, block.cell))
+    assert np.abs(own).min() > 0
+    np.testing.assert_allclose(own, gradient(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_dense_layer_and_its_gradients_are_kerass(rng):
-    x = tf.constant(rng.normal(size=(7, 4)), tf.float32)
+def test_a_dense_layer_and_its_gradients_are_kerass():
+    x = tf.constant(RNG.normal(size=(7, 4)), tf.float32)
     found = []
     for kind in (Dense, keras.layers.Dense):
         dense = kind(5)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components.errors import DataError
-from components.examples import parse
+from components.examples import head, parse
 from components.examples.parse import Reader
 from components.examples.rows import BadRow, Row, RowSpec
 
@@ -30,10 +30,10 @@ def lines_of(data, number=1):
 
 def rows_of(data, row_spec):
     """The rows of a whole file."""
-    if row_spec.format not in parse.HEADED:
+    if row_spec.format not in head.HEADED:
         return list(Reader(row_spec).rows(lines_of(data.removeprefix(parse.BOM))))
     header, newline, rest = data.partition(b"\n")
-    return list(Reader(row_spec, parse.read_header(header + newline, row_spec, "f")).rows(lines_of(rest, 2)))
+    return list(Reader(row_spec, head.read_header(header + newline, row_spec, "f")).rows(lines_of(rest, 2)))
 
 
 def good(rows):
@@ -187,13 +187,13 @@ def test_multilabel_cell_is_split_and_may_be_empty():
 )
 def test_unusable_header_is_one_clear_error(header, message):
     with pytest.raises(DataError) as caught:
-        parse.read_header(header, spec(), "f")
+        head.read_header(header, spec(), "f")
     assert str(caught.value).startswith(message)
 
 
 def test_file_without_header_does_not_put_its_text_into_the_message():
     with pytest.raises(DataError) as caught:
-        parse.read_header(b"17,The patient John Doe was given aspirin.,METHODS\n", spec(), "f")
+        head.read_header(b"17,The patient John Doe was given aspirin.,METHODS\n", spec(), "f")
     assert str(caught.value).startswith(
         "f: the column 'text' is missing; columns found: 3, not shown (if they are no names, the header is missing)"
     )
@@ -201,13 +201,13 @@ def test_file_without_header_does_not_put_its_text_into_the_message():
         b"John Doe HIV,METHODS\n", b"AB1234567,METHODS\n", b'pneumonia,"a, b",x\n', b"label,John Doe,HIV,pneumonia\n",
     ):  # fmt: skip
         with pytest.raises(DataError) as caught:
-            parse.read_header(short, spec(), "f")
+            head.read_header(short, spec(), "f")
         assert not [word for word in ("John", "HIV", "AB1", "METHODS", "pneumonia") if word in str(caught.value)]
 
 
 def test_keys_of_a_json_object_are_told_only_where_they_are_names():
     said = str(
-        parse.missing_key("f", "text", ["John Doe HIV", "Label", "txt", "year", "pneumonia"], spec("jsonl").columns)
+        head.missing_key("f", "text", ["John Doe HIV", "Label", "txt", "year", "pneumonia"], spec("jsonl").columns)
     )
     assert "keys of the first: 'Label', 'txt', 'year' and 2 more, not shown" in said
 
@@ -216,31 +216,31 @@ def test_rows_that_end_in_cr_alone_below_a_header_are_refused():
     for format, separator in (("csv", b","), ("tsv", b"\t")):
         rows = [b"id,text,label\n1,a,METHODS\r2,b,RESULTS\r".replace(b",", separator)]
         with pytest.raises(DataError, match=r"^f: line 2: its rows end in CR alone: convert them to LF"):
-            parse.read_head(io.BytesIO(b"".join(rows)), spec(format), "f")
+            head.read_head(io.BytesIO(b"".join(rows)), spec(format), "f")
     for fine in (b'1,"a\rb",METHODS\r\n', b"1,a\rb,METHODS\n", b"1,a,METHODS\r\n2,b,RESULTS\r\n"):
-        assert parse.read_head(io.BytesIO(b"id,text,label\n" + fine), spec(), "f")[1] == 2
+        assert head.read_head(io.BytesIO(b"id,text,label\n" + fine), spec(), "f")[1] == 2
     loose = spec("tsv", id=None, labels=frozenset([b"A", b"B"]))
-    assert parse.read_head(io.BytesIO(b"label\ttext\nA\tone\rB\ttwo\nA\tthree\n"), loose, "f")[1] == 2
+    assert head.read_head(io.BytesIO(b"label\ttext\nA\tone\rB\ttwo\nA\tthree\n"), loose, "f")[1] == 2
 
 
 def test_a_nul_character_makes_no_utf_16():
-    for head in (b'{"a\0', b"i\0d,text,label\n"):
-        parse.check_encoding(head, "f")
+    for first in (b'{"a\0', b"i\0d,text,label\n"):
+        head.check_encoding(first, "f")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "pubmed_rct"])
 def test_utf_16_without_a_mark_is_named(encoding, format):
     with pytest.raises(DataError, match=r"^f: line 1: holds NUL bytes: it is UTF-16 text, or damaged: convert it"):
-        parse.read_head(io.BytesIO("id,text,label\n".encode(encoding)), spec(format), "f")
+        head.read_head(io.BytesIO("id,text,label\n".encode(encoding)), spec(format), "f")
 
 
 @pytest.mark.parametrize(
-    ("head", "kind"), [("id".encode("utf-16"), "UTF-16"), (b"\x1f\x8b\x08", "gzip"), (b"PAR1", "Parquet")]
+    ("first", "kind"), [("id".encode("utf-16"), "UTF-16"), (b"\x1f\x8b\x08", "gzip"), (b"PAR1", "Parquet")]
 )
-def test_file_of_another_kind_is_named_as_such(head, kind):
+def test_file_of_another_kind_is_named_as_such(first, kind):
     with pytest.raises(DataError, match=f"^f: is .*{kind}"):
-        parse.check_encoding(head, "f")
+        head.check_encoding(first, "f")
 
 
 # The other formats
@@ -261,7 +261,7 @@ def test_tsv_that_was_written_with_quoting_is_no_tsv():
         (b"text,label\n", "the columns are separated by commas, and those of TSV by tabs: set data.format to csv"),
     ):
         with pytest.raises(DataError, match=f"^f: line 1: {message}"):
-            parse.read_header(header, spec("tsv", id=None), "f")
+            head.read_header(header, spec("tsv", id=None), "f")
 
 
 def test_jsonl_values_keep_their_characters_and_bad_lines_their_reason():

@@ -61,14 +61,16 @@ def test_logits_are_near_those_of_float32(tiny, calibration, precision, differen
     assert 0 < np.abs(found - expected).max() < difference * greatest
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_an_answer_does_not_depend_on_the_texts_beside_it(tiny, calibration, precision):
+# Sums in another order may fall to the other side of a rounding: by up to two steps of bfloat16 for logits of 2 to 4
+# (seen on a CPU that has no bfloat16), or one of int8.
+@pytest.mark.parametrize(("precision", "difference"), [("bfloat16", 2 * 2.0**-6), ("int8", 0.02)])
+def test_an_answer_does_not_depend_on_the_texts_beside_it(tiny, calibration, precision, difference):
     answer = compiled(served(tiny, precision, calibration)[0], pairs=True)
     texts = texts_of(TINY, LENGTHS)
     together = answer(packed(texts, pairs=True)).numpy()
     alone = np.concatenate([answer(packed([text], pairs=True)) for text in texts])
-    # Sums in another order may fall to the other side of a rounding: one step of bfloat16, or of int8.
-    np.testing.assert_allclose(together, alone, atol=0.02)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=difference)
+    assert np.abs(np.diff(alone, axis=0)).max() > 10 * difference  # what a neighbour's tokens would change
     assert answer(packed([], pairs=True)).shape == (0, 3)
 
 

@@ -33,10 +33,20 @@ def test_without_an_account_of_the_cpu_there_is_no_bfloat16(monkeypatch, tmp_pat
     assert not hardware.has_bfloat16()
 
 
-def test_xla_searches_no_kernels_unless_it_is_told_to(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x")
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [
+        (1, "", "--xla_gpu_enable_triton_gemm=false"),
+        (1, "--xla_dump_to=/x", "--xla_gpu_enable_triton_gemm=false --xla_dump_to=/x"),
+        (1, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (1, "/a/file/of/flags", "/a/file/of/flags"),
+        (0, "--xla_dump_to=/x", "--xla_dump_to=/x"),
+    ],
+)
+def test_xla_searches_no_kernels_on_a_gpu_unless_it_is_told_to(monkeypatch, gpus, flags, expected):
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu] * gpus)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda device, growth: None)
+    monkeypatch.setenv("XLA_FLAGS", flags)
     hardware.choose_strategy()
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false --xla_dump_to=/x"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
-    hardware.choose_strategy()
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=true"
+    assert os.environ["XLA_FLAGS"] == expected

@@ -87,7 +87,8 @@ def test_gradients_are_those_of_the_step_without_padding(tiny_loop, tmp_path, ki
 
 
 @pytest.mark.slow
-def test_a_run_meets_as_many_shapes_as_there_are_buckets(tiny_loop, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate_steps", [1, 2])  # 1: XLA has the whole step, the average of weights too
+def test_a_run_meets_as_many_shapes_as_there_are_buckets(tiny_loop, tmp_path, monkeypatch, accumulate_steps):
     shapes = []
     original = StaticShapes.padded
 
@@ -97,7 +98,8 @@ def test_a_run_meets_as_many_shapes_as_there_are_buckets(tiny_loop, tmp_path, mo
         return found
 
     monkeypatch.setattr(StaticShapes, "padded", padded)
-    loop = tiny_loop(tmp_path, xla=True, layers=1, epochs=3, stages=[], accumulate_steps=2, ema_decay=0.5)
+    options = {"layers": 1, "epochs": 3, "stages": [], "accumulate_steps": accumulate_steps, "ema_decay": 0.5}
+    loop = tiny_loop(tmp_path, xla=True, **options)
     done = loop.run()
     assert len(shapes) > 12
     assert len(set(shapes)) == 2  # buckets of 6 and 12
