@@ -14,8 +14,10 @@ that could change an answer, a normalisation's statistics or a pooled maximum.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 Tensor = Any  # of whichever backend Keras runs on
@@ -64,7 +66,13 @@ def cells(place: Layout) -> Cells:
 
 
 def with_gradient(function: Callable[..., Tensor], gradient: Callable[[Tensor], Any]) -> Callable[..., Tensor]:
-    """The function of tensors, differentiated by `gradient`: from what comes from above to that of each argument."""
+    """The function of tensors, differentiated by `gradient`: from what comes from above to that of each argument.
+
+    With TensorFlow on a CPU it is differentiated as it is: nothing is gained there, and TensorFlow's registry of
+    gradients keeps each graph that has one of its own for ever (12 layers: 50 MB a trace).
+    """
+    if not _pays():
+        return function
 
     @ops.custom_gradient
     def computed(*inputs: Tensor) -> tuple[Tensor, Callable[..., Any]]:
@@ -74,6 +82,15 @@ def with_gradient(function: Callable[..., Tensor], gradient: Callable[[Tensor], 
         return function(*inputs), backward
 
     return computed
+
+
+@cache
+def _pays() -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def to_block(x: Tensor, block: Cells) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from components.encoder import bert
+from components.encoder import bert, packing
 from components.encoder.bert import BertEncoder, Dense
 from components.encoder.config import BertGeometry
 from components.encoder.packing import cells, layout, padded, shifted
@@ -147,7 +147,13 @@ def test_padded_blocks_crop_and_mask():
     assert (ops.convert_to_numpy(block)[:, :, 0] * ops.convert_to_numpy(mask)).tolist() == [[1, 2], [4, 0]]
 
 
-def test_attentions_gradients_are_those_of_plain_gatherings(monkeypatch):
+@pytest.fixture
+def own_gradients(monkeypatch):
+    """Gradients as they are on a GPU."""
+    monkeypatch.setattr(packing, "_pays", lambda: True)
+
+
+def test_attentions_gradients_are_those_of_plain_gatherings(own_gradients, monkeypatch):
     """The block's own gradients hold only where nothing that is made of padding reaches the loss."""
     block = cells(layout({"ids": np.zeros(9, np.int32), "row_lengths": np.array([4, 0, 2, 3], np.int32)}))
     qkv = tf.constant(RNG.normal(size=(9, 24)), tf.float32)
@@ -166,7 +172,7 @@ def test_attentions_gradients_are_those_of_plain_gatherings(monkeypatch):
     np.testing.assert_allclose(own, gradient(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_dense_layer_and_its_gradients_are_kerass():
+def test_a_dense_layer_and_its_gradients_are_kerass(own_gradients):
     x = tf.constant(RNG.normal(size=(7, 4)), tf.float32)
     found = []
     for kind in (Dense, keras.layers.Dense):
