@@ -91,6 +91,7 @@ def batchings(folder: Path, sizes: list[int], buckets: list[int]) -> dict[str, P
     """Ways of putting all texts into batches, by name."""
     import numpy as np
 
+    from components.config import TrainingConfig
     from components.trainer.batches import plan_epoch
     from components.trainer.static_shapes import StaticShapes
 
@@ -107,7 +108,8 @@ def batchings(folder: Path, sizes: list[int], buckets: list[int]) -> dict[str, P
         add(f"{size} sorted", [order[n : n + size] for n in range(0, len(order), size)])
         tokens = size * MEAN_TOKENS
         add(f"{tokens} tokens", plan_epoch(lengths, size, seed=1, epoch=0, buckets=buckets, tokens=tokens))
-        static = StaticShapes((*(bound for bound in buckets if bound < lengths.max()), lengths.max()), size, tokens)
+        options = TrainingConfig(batch_tokens=tokens, buckets=tuple(buckets))
+        static = StaticShapes.of(options, lengths, replicas=1)
         padded = plan_epoch(static.bound(lengths), size, seed=1, epoch=0, buckets=buckets, tokens=tokens)
         add(f"{tokens} tokens with the bucket's padding", padded, tokens)
     return plans
@@ -133,7 +135,7 @@ def train(folder: Path, precision: str, xla: bool, frozen: bool, buckets: list[i
     from components.trainer.steps import TrainStep, make_logits_step
 
     strategy = choose_strategy()
-    gpu = bool(tf.config.list_physical_devices("GPU"))
+    gpu = has_gpu()
     stored = np.load(folder / "examples.npz")
     examples = Examples(stored["ids"], None, stored["lengths"], stored["labels"], np.arange(len(stored["lengths"])))
     training = TrainingConfig(learning_rate=RATE, buckets=tuple(buckets))
