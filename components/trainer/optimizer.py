@@ -135,29 +135,35 @@ def _rows_of_all(gradient: tf.IndexedSlices) -> Rows:
 
 def _update(w, gradient, m, v, powers, rate, decay) -> None:
     """Brings a variable and its moments up to date; `decay`, of the whole weight, is None where there is none."""
-    power_1, power_2 = powers
     if isinstance(gradient, Rows):
-        g, rows = gradient.values, gradient.numbers
-        old_m, old_v = (m, v) if rows is None else (tf.gather(m, rows), tf.gather(v, rows))
-        new_m = BETA_1 * old_m + (1 - BETA_1) * g
-        new_v = BETA_2 * old_v + (1 - BETA_2) * tf.square(g)
-        scale = rate * tf.sqrt(1 - power_2) / (1 - power_1)
-        change = scale * new_m / (tf.sqrt(new_v) + EPSILON)
-        if decay is not None:
-            change += decay * (w if rows is None else tf.gather(w, rows))
-        if rows is None:
-            m.assign(tf.where(gradient.used, new_m, m))
-            v.assign(tf.where(gradient.used, new_v, v))
-            w.assign_sub(tf.where(gradient.used, change, 0.0))
-        else:
-            m.scatter_update(tf.IndexedSlices(new_m, rows))
-            v.scatter_update(tf.IndexedSlices(new_v, rows))
-            w.scatter_sub(tf.IndexedSlices(change, rows))
+        _update_rows(w, gradient, m, v, powers, rate, decay)
         return
     if decay is not None:
         w.assign_sub(decay * w)
     # One pass over memory instead of the ten of separate operations.
     tf.raw_ops.ResourceApplyAdam(
-        var=w.handle, m=m.handle, v=v.handle, beta1_power=power_1, beta2_power=power_2, lr=rate,
+        var=w.handle, m=m.handle, v=v.handle, beta1_power=powers[0], beta2_power=powers[1], lr=rate,
         beta1=BETA_1, beta2=BETA_2, epsilon=EPSILON, grad=gradient, use_locking=True,
     )  # fmt: skip
+
+
+def _update_rows(w, gradient: Rows, m, v, powers, rate, decay) -> None:
+    def updated(m, v, w):
+        """Both moments and what is taken from the weights, of the gradient's rows."""
+        m = BETA_1 * m + (1 - BETA_1) * gradient.values
+        v = BETA_2 * v + (1 - BETA_2) * tf.square(gradient.values)
+        scale = rate * tf.sqrt(1 - powers[1]) / (1 - powers[0])
+        change = scale * m / (tf.sqrt(v) + EPSILON)
+        return m, v, change if decay is None else change + decay * w
+
+    rows = gradient.numbers
+    if rows is None:
+        new_m, new_v, change = updated(m, v, w)
+        m.assign(tf.where(gradient.used, new_m, m))
+        v.assign(tf.where(gradient.used, new_v, v))
+        w.assign_sub(tf.where(gradient.used, change, 0.0))
+    else:
+        new_m, new_v, change = updated(tf.gather(m, rows), tf.gather(v, rows), tf.gather(w, rows))
+        m.scatter_update(tf.IndexedSlices(new_m, rows))
+        v.scatter_update(tf.IndexedSlices(new_v, rows))
+        w.scatter_sub(tf.IndexedSlices(change, rows))

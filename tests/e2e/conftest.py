@@ -1,6 +1,7 @@
 """The whole pipeline on a small part of the shipped data: a project folder, and commands in a warm process."""
 
 import contextlib
+import copy
 import csv
 import json
 import os
@@ -124,6 +125,12 @@ class Project:
         status = int(self._warm.stdout.readline().split()[2])
         return Done(status, (self.folder / "out").read_text(), (self.folder / "err").read_text())
 
+    def beside(self, warm: subprocess.Popen) -> "Project":
+        """The same project, whose commands run in another warm process."""
+        other = copy.copy(self)
+        other._warm = warm
+        return other
+
     def process(self, *argv: str) -> Done:
         """A command as a user calls it: a process of its own, to its end, without the settings of tests."""
         environment = {name: value for name, value in os.environ.items() if name != "KERAS_HOME"}
@@ -157,17 +164,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(scope="session")
-def warm(home: Path) -> Iterator[subprocess.Popen]:
+@contextlib.contextmanager
+def warm_process(home: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """warm.py, ready."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "HOME": str(home)}
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm.py"))],
+        [sys.executable, str(Path(__file__).with_name("warm.py")), *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "ready\n"
         yield process
         process.stdin.close()
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def warm(home: Path) -> Iterator[subprocess.Popen]:
+    with warm_process(home) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def libraries(home: Path) -> Iterator[subprocess.Popen]:
+    """A warm process that has imported nothing of this project."""
+    with warm_process(home, "--libraries") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

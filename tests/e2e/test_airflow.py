@@ -53,7 +53,10 @@ class Airflow:
         own = {
             "HOME": str(home), "AIRFLOW_HOME": str(home), "PYTHONWARNINGS": "ignore",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False", "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False", "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            # One task at a time, forked: SQLite bears that, and a sequential executor would import Airflow for each.
+            "AIRFLOW__CORE__PARALLELISM": "1", "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=60",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING", "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
         }  # fmt: skip

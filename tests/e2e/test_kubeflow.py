@@ -20,10 +20,17 @@ _spec.loader.exec_module(kubeflow_launcher)
 
 
 @pytest.fixture(scope="module")
-def compiled(project):
+def compiled(project, libraries):
     """The small project's pipeline, compiled for Kubeflow; its launcher."""
+    alone = project.beside(libraries)
 
-    project.process = lambda argv, environment: run_process(argv, environment, project.folder)
+    def process(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        assert argv[:2] == ["python", "-m"]
+        alone.start(argv[3:], module=argv[2], environment=environment)
+        done = alone.wait()
+        return done.status, done.stderr
+
+    project.process = process
     return compile_for(project)
 
 
@@ -49,7 +56,7 @@ def compile_for(project, *overrides: str):
 
 @pytest.fixture(scope="module")
 def first(compiled):
-    """The first run, each task a process of its own, as in containers."""
+    """The first run, each task in a process that knows nothing of this project before, as in containers."""
     return compiled.run(fresh=compiled.order())
 
 

@@ -4,6 +4,8 @@ Reads one JSON request a line, `{"argv": […], "cwd": …, "stdout": path, "std
 child runs and `exit N STATUS` when it has ended (STATUS is negative for a signal, as in subprocess). With "module" in
 it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's. What a
 schedule starts as processes of their own (`launch.run_json`) are forks, too; `Project.process` has real ones.
+
+With `--libraries` it has imported TFX alone and nothing of this project: what a module leaves out shows in the fork.
 """
 
 import gc
@@ -13,12 +15,7 @@ import runpy
 import sys
 import tempfile
 
-import pipeline.graph
-import pipeline.kubeflow.step
-import pipeline.local  # noqa: F401
-from pipeline.cli import app
-from pipeline.environment import spare_the_collector
-from pipeline.retraining import launch, measure_process
+from pipeline.environment import library_settings, spare_the_collector
 
 
 def run_child(request: dict) -> None:
@@ -34,6 +31,8 @@ def run_child(request: dict) -> None:
             sys.argv = [request["module"], *request["argv"]]
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         else:
+            from pipeline.cli import app
+
             app(request["argv"], standalone_mode=True)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
@@ -57,9 +56,20 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
 
 
 def main() -> None:
+    os.environ.update(library_settings())
     spare_the_collector()
+    if "--libraries" in sys.argv:
+        import tfx.components  # noqa: F401
+
+        assert not [name for name in sys.modules if name.startswith("components.")]
+    else:
+        import pipeline.graph
+        import pipeline.kubeflow.step
+        import pipeline.local  # noqa: F401
+        from pipeline.retraining import launch, measure_process
+
+        launch.run_json = measure_process.run_json = run_json
     gc.freeze()  # what is shared with the forks stays shared
-    launch.run_json = measure_process.run_json = run_json
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
     for line in sys.stdin:

@@ -150,32 +150,49 @@ def test_every_code_point_has_the_references_ids_alone_and_inside_a_word(both):
     assert differing(both, texts) == []
 
 
-anything = st.characters(exclude_categories=["Cs"])
-any_plane = st.integers(0, 0x10FFFF - 0x800).map(lambda c: chr(c if c < 0xD800 else c + 0x800))
 AWKWARD = (
     "\0\t\n\r\x0b\x0c\x1c\x85\xa0\xad \u1680\u180e\u2007\u200b\u200c\u200d\u2028\u2029\u202f\u2060\u3000\ufeff\ufffd"
     "\u0300\u0301\u0327\u0345\u20dd\u302e\U0001d165\ufe0f\U0001f3fd\u061c\u061d\u166d\U000111c9\ue000"
     "한각一𝒜👩⚕ıİßΣςǅﬃ½[]#'’-·¡µ"
 )
-awkward = st.sampled_from(AWKWARD)
+
+
+def characters(drawn: bytes) -> str:
+    """A character for each three bytes: Latin, of the first plane, of any, or an awkward one.
+
+    A byte is drawn many times faster than a character.
+    """
+    found = []
+    for kind, high, low in zip(drawn[::3], drawn[1::3], drawn[2::3], strict=False):
+        number = high << 8 | low
+        code = number % 0x250 if kind < 64 else number if kind < 128 else (kind % 17) << 16 | number
+        found.append(AWKWARD[number % len(AWKWARD)] if kind >= 196 or 0xD800 <= code < 0xE000 else chr(code))
+    return "".join(found)
+
+
+def runs(longest: int) -> st.SearchStrategy[str]:
+    return st.binary(min_size=3, max_size=3 * longest).map(characters)
+
+
 pieces = st.one_of(
-    st.text(st.one_of(anything, any_plane, awkward), min_size=1, max_size=40),
+    runs(40),
     st.sampled_from(["[SEP]", "[CLS]", "[UNK]", "[PAD]", "[MASK]", "[unused1]", "##s", "👩\u200d⚕️", "pain", "The"]),
-    st.builds(
-        lambda part, times: part * times,
-        st.text(st.one_of(anything, awkward), min_size=1, max_size=3),
-        st.integers(30, 110),
-    ),
-    st.text(st.sampled_from("abcdeABCDE .,-"), min_size=1, max_size=40),
+    st.builds(lambda part, times: part * times, runs(3), st.integers(30, 110)),
+    st.text("abcdeABCDE .,-", min_size=1, max_size=40),
 )
 strings = st.lists(pieces, min_size=1, max_size=5).map("".join)
-batches = st.lists(strings, min_size=5, max_size=5, unique=True)
+
+
+def batches(size: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(strings, min_size=size, max_size=size, unique=True)
+
+
 few = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-many = settings(few, max_examples=4600)
+many = settings(few, max_examples=1200)
 
 
 @few
-@given(texts=batches)
+@given(texts=batches(5))
 def test_a_thousand_random_strings_have_the_references_ids(cased, texts):
     assert differing(cased, texts) == []
 
@@ -185,7 +202,7 @@ def test_twenty_thousand_random_strings_have_the_references_ids(cased, uncased):
     drawn = []
 
     @many
-    @given(texts=batches)
+    @given(texts=batches(20))
     def draw(texts):
         drawn.extend(texts)
 
