@@ -113,7 +113,7 @@ class WordPiece(tf.Module):
         special = 1 + len(segments)
         if max_length < special:
             raise ConfigError(f"max_length: {max_length} is less than the {special} special tokens; give more.")
-        return _encode(self._tokens, self.lower_case, len(segments), max_length)(*segments)
+        return _encoder(self._tokens, self.lower_case, len(segments), max_length)(*segments)
 
     def _encode(self, *segments: tf.Tensor, max_length: int) -> Encoded:
         tokens = self.tokenize(tf.concat(segments, 0))
@@ -144,7 +144,7 @@ class WordPiece(tf.Module):
 
 
 @lru_cache(maxsize=8)
-def _encode(tokens: tuple[str, ...], lower_case: bool, segments: int, max_length: int) -> Callable[..., Encoded]:
+def _encoder(tokens: tuple[str, ...], lower_case: bool, segments: int, max_length: int) -> Callable[..., Encoded]:
     """A tokeniser's `encode` as one function; kept, for TensorFlow Transform alone traces it nine times, 0.25 s each."""
     encode = partial(WordPiece(tokens, lower_case=lower_case)._encode, max_length=max_length)
     return tf.function(encode, input_signature=[tf.TensorSpec([None], tf.string)] * segments, autograph=False)
