@@ -145,7 +145,7 @@ class WordPiece(tf.Module):
 
 @lru_cache(maxsize=8)
 def _encoder(tokens: tuple[str, ...], lower_case: bool, segments: int, max_length: int) -> Callable[..., Encoded]:
-    """A tokeniser's `encode` as one function; kept, for TensorFlow Transform alone traces it nine times, 0.25 s each."""
+    """A tokeniser's `encode`, traced once: TensorFlow Transform alone asks for it nine times, 0.25 s each."""
     encode = partial(WordPiece(tokens, lower_case=lower_case)._encode, max_length=max_length)
     return tf.function(encode, input_signature=[tf.TensorSpec([None], tf.string)] * segments, autograph=False)
 

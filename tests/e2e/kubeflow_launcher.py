@@ -62,7 +62,7 @@ class Launcher:
         return done
 
     def run(self, until: str | None = None, fresh: Collection[str] = (), **given: object) -> Run:
-        """Args: until: the last task; fresh: tasks for `project.process`, which shares nothing; given: run-time parameters."""
+        """Args: until: the last task; fresh: tasks that `project.process` runs; given: run-time parameters."""
         run, run_id, failed = Run(), uuid.uuid4().hex, set()
         for name in self.order():
             task = self.spec.root.dag.tasks[name]
