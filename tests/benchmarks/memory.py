@@ -15,17 +15,12 @@ import csv
 import ctypes
 import os
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# This file's own folder goes first on the path, where another's name would stand for the package `serving`.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
-ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ROOT / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
+TEXTS = Path(__file__).resolve().parents[2] / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
 THREADS = 2
 MIB = 1 << 20
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # in this order: malloc.h

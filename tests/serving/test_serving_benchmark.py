@@ -1,4 +1,4 @@
-"""tests/benchmarks/serving.py: what it holds the server to. The measurements themselves are not taken here."""
+"""tests/benchmarks/model_server.py: what it holds the server to. The measurements themselves are not taken here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def benchmark(monkeypatch):
     """The module; what it sets for its own process is undone."""
     for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_USE_LEGACY_KERAS"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(sys, "path", sys.path)
-    path = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = Path(__file__).parents[1] / "benchmarks" / "model_server.py"
     spec = importlib.util.spec_from_file_location("serving_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -287,7 +287,7 @@ def test_a_response_without_classes_is_a_server_error():
 
 
 def test_the_client_imports_little():
-    """What makes it fast; how fast it is, tests/benchmarks/serving.py tells."""
+    """What makes it fast; how fast it is, tests/benchmarks/model_server.py tells."""
     code = (
         "import sys; before = set(sys.modules); import serving.client, serving.aio; "
         "new = set(sys.modules) - before; "

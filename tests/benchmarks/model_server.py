@@ -1,4 +1,4 @@
-"""What the model server costs and bears: `python tests/benchmarks/serving.py [--geometry=default …]`.
+"""What the model server costs and bears: `python tests/benchmarks/model_server.py [--geometry=default …]`.
 
 Prints ratios, each measured in alternation on the same machine in the same minutes, with the bound that they are held
 to and whether it `holds`; ends with exit status 1 if one does not:
@@ -30,11 +30,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import os
-import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,16 +42,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-# This file's own folder goes first on the path, where its name would stand for the package.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 import grpc  # noqa: E402
+from server_load import Load, read_texts, saturate, serialized  # noqa: E402
 
 from serving import bench  # noqa: E402
-from serving.client_core import Options, make_requests  # noqa: E402
-from serving.errors import Code  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ROOT / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
+ROOT = HERE.parents[1]
 # Batches computed at once, and rows that may wait, in batches. The longest wait is for the batches being computed and
 # those waiting, each of which may be no more than half full: requests are not split, and go together by length.
 THREADS = os.cpu_count() or 1
@@ -68,18 +63,6 @@ MAX_REFUSAL_MS = 100.0
 MAX_IMPORT_S = 0.5
 MAX_COPIES = 1.5
 MEASURES = ["client", "floor", "latency", "throughput", "overload", "memory"]
-
-
-def read_texts(count: int, seed: int = 0) -> list[str]:
-    with TEXTS.open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file)]
-    random.Random(seed).shuffle(texts)
-    return (texts * (count // len(texts) + 1))[:count]
-
-
-def serialized(texts: list[str], rows: int) -> list[bytes]:
-    options = Options(batch_size=rows, batch_bytes=1 << 30)
-    return [message.SerializeToString() for _, message in make_requests("m", options, texts, None)]
 
 
 def processor_s(pid: int) -> float:
@@ -129,69 +112,6 @@ class InProcess:
     def __call__(self, texts: list[str]) -> tuple[object, object]:
         found = self._signature(text=self._tf.constant(texts))
         return found["probabilities"].numpy(), found["label"].numpy()
-
-
-# === The load, in a process of its own ===
-
-
-async def saturate(target: str, requests: list[bytes], under_way: int, seconds: float) -> tuple[int, int, float]:
-    """Keeps `under_way` requests under way for a time; returns answered, refused, and the seconds it took."""
-    answered = refused = 0
-    async with grpc.aio.insecure_channel(target) as channel:
-        call = channel.unary_unary(bench.PREDICT_METHOD)
-        started = time.perf_counter()
-        end = started + seconds
-
-        async def worker(number: int) -> None:
-            nonlocal answered, refused
-            at = number
-            while time.perf_counter() < end:
-                try:
-                    await call(requests[at % len(requests)], timeout=60)
-                    answered += 1
-                except grpc.RpcError as error:
-                    if error.code().value[0] != Code.RESOURCE_EXHAUSTED:
-                        raise
-                    refused += 1
-                    await asyncio.sleep(0.001)
-                at += under_way
-
-        await asyncio.gather(*(worker(i) for i in range(under_way)))
-        return answered, refused, time.perf_counter() - started
-
-
-def load_process(job: dict) -> dict:
-    """What the child does: from target, texts, rows a request, seconds, and requests under way or rate, to findings."""
-    requests = serialized(read_texts(job["texts"]), job["rows"])
-    asyncio.run(saturate(job["target"], requests, job.get("under_way", 8), job["warm_s"]))
-    print("warm", flush=True)
-    sys.stdin.readline()
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    if "rate" in job:
-        due = bench.arrivals(job["rate"], job["seconds"], seed=1)
-        report = asyncio.run(bench.run(job["target"], "m", requests, due, Options(timeout_s=60)))
-        found = {"offered_requests_s": round(len(due) / job["seconds"], 1), **report.summary()}
-    else:
-        answered, refused, took = asyncio.run(saturate(job["target"], requests, job["under_way"], job["seconds"]))
-        found = {"answered": answered, "refused": refused, "seconds": took}
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return found | {"cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-
-
-class Load:
-    """The child, warmed; `run` lets it go."""
-
-    def __init__(self, **job: object):
-        self._child = subprocess.Popen(
-            [sys.executable, __file__, "--load", json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._child.stdout is not None
-        if self._child.stdout.readline().strip() != b"warm":
-            raise SystemExit("the load generator failed")
-
-    def run(self) -> dict:
-        out, _ = self._child.communicate(b"\n")
-        return json.loads(out)
 
 
 # === What is measured ===
@@ -384,12 +304,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32, help="rows in a batch, in-process and in the server")
     parser.add_argument("--rows", type=int, action="append", help="texts in a request (throughput); default: 1 and 32")
     parser.add_argument("--flag", action="append", default=[], help="a further flag of the server")
-    parser.add_argument("--load", help=argparse.SUPPRESS)
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.load:
-        print(json.dumps(load_process(json.loads(args.load))))
-        return 0
     if args.echo:
         echo_server()
         return 0
