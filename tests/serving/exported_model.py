@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LABELS = ["BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS"]
 MAX_LENGTH = 128
-# What pipeline/configs/default.toml trains, but for the filters; the geometry of BioBERT; and one that tests can afford.
+# What pipeline/configs/default.toml trains, but for the filters; the geometry of BioBERT; one that tests can afford.
 GEOMETRIES: dict[str, dict[str, int]] = {
     "default": {"hidden_size": 128, "num_hidden_layers": 0, "num_attention_heads": 2, "intermediate_size": 256},
     "bert_base": {},
