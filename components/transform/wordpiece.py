@@ -113,12 +113,12 @@ class WordPiece(tf.Module):
         special = 1 + len(segments)
         if max_length < special:
             raise ConfigError(f"max_length: {max_length} is less than the {special} special tokens; give more.")
-        return _encoder(self._tokens, self.lower_case, len(segments), max_length)(*segments)
+        return _encoder(self._tokens, self.lower_case, len(segments), max_length - special)(*segments)
 
-    def _encode(self, *segments: tf.Tensor, max_length: int) -> Encoded:
+    def _encode(self, *segments: tf.Tensor, room: int) -> Encoded:
         tokens = self.tokenize(tf.concat(segments, 0))
         lengths = tf.split(tokens.row_lengths(), len(segments))
-        kept = _kept(lengths, room=max_length - 1 - len(segments))
+        kept = _kept(lengths, room)
         truncated = tf.reduce_any(tf.stack(kept, 1) < tf.stack(lengths, 1), 1)
 
         # Each row is pieced together from ranges of one pool: the tokens of the batch, [CLS], and a [SEP] for each
@@ -144,9 +144,9 @@ class WordPiece(tf.Module):
 
 
 @lru_cache(maxsize=8)
-def _encoder(tokens: tuple[str, ...], lower_case: bool, segments: int, max_length: int) -> Callable[..., Encoded]:
+def _encoder(tokens: tuple[str, ...], lower_case: bool, segments: int, room: int) -> Callable[..., Encoded]:
     """A tokeniser's `encode`, traced once: TensorFlow Transform alone asks for it nine times, 0.25 s each."""
-    encode = partial(WordPiece(tokens, lower_case=lower_case)._encode, max_length=max_length)
+    encode = partial(WordPiece(tokens, lower_case=lower_case)._encode, room=room)
     return tf.function(encode, input_signature=[tf.TensorSpec([None], tf.string)] * segments, autograph=False)
 
 

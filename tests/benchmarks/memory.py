@@ -11,16 +11,18 @@ that is free but kept, stacks, compiled code and what is mapped past the C libra
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import os
-import random
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-TEXTS = Path(__file__).resolve().parents[2] / "pipeline" / "data" / "pmc_rct_sections" / "test.csv"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from server_load import read_texts
+
+TEXTS = 2_000
 THREADS = 2
 MIB = 1 << 20
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # in this order: malloc.h
@@ -62,9 +64,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="batches of 32")
     args = parser.parse_args()
     library = c_library()
-    with TEXTS.open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file)]
-    random.Random(0).shuffle(texts)
+    texts = read_texts(TEXTS)
 
     import numpy as np
     from tensorflow.core.protobuf import config_pb2

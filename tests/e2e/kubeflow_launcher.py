@@ -142,10 +142,15 @@ class Launcher:
         environment = {item.name: item.value for item in container.env}
         if fresh:
             return self._project.process(argv, environment)
-        assert argv[:2] == ["python", "-m"]
-        self._project.start(argv[3:], module=argv[2], environment=environment)
-        done = self._project.wait()
-        return done.status, done.stderr
+        return run_forked(self._project, argv, environment)
+
+
+def run_forked(project, argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """A command `python -m module argv…` in a fork of the project's warm process."""
+    assert argv[:2] == ["python", "-m"]
+    project.start(argv[3:], module=argv[2], environment=environment)
+    done = project.wait()
+    return done.status, done.stderr
 
 
 def run_process(argv: list[str], environment: dict[str, str], cwd: Path) -> tuple[int, str]:

@@ -23,14 +23,7 @@ _spec.loader.exec_module(kubeflow_launcher)
 def compiled(project, libraries):
     """The small project's pipeline, compiled for Kubeflow; its launcher."""
     alone = project.beside(libraries)
-
-    def process(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        assert argv[:2] == ["python", "-m"]
-        alone.start(argv[3:], module=argv[2], environment=environment)
-        done = alone.wait()
-        return done.status, done.stderr
-
-    project.process = process
+    project.process = lambda argv, environment: kubeflow_launcher.run_forked(alone, argv, environment)
     return compile_for(project)
 
 
