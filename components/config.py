@@ -54,6 +54,7 @@ GateMetric = Literal[Metric, "calibration_error"]
 RESERVED_FEATURES = (
     "text", "text_pair", "label", "labels", "id", "input_ids", "segment_ids", "length", "length_bucket",
     "unknown", "truncated", "key", "span",
+    *(of + measure for of in ("", "pair_") for measure in ("characters", "tokens", "unknown_tokens", "token_coverage")),
 )  # fmt: skip
 
 
@@ -317,7 +318,7 @@ class TrainingConfig(Section):
     lora_rank: Annotated[int, Field(ge=0)] = 0  # above 0: the encoder learns low-rank updates of its kernels alone
     lora_alpha: PositiveFloat | None = None  # updates are scaled by alpha / rank; None: by 1
     calibration: Literal["none", "temperature"] = "none"  # fitted on the split `eval`; part of the exported weights
-    metric: Metric = "macro_f1"  # early stopping; also the gates' main metric
+    metric: Metric = "macro_f1"  # early stopping; a pipeline takes that of its first gate over all labels, if not given
     patience: PositiveInt = 2  # epochs without a better metric; ends a stage, where there are stages
     buckets: tuple[PositiveInt, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded lengths
     mixed_precision: bool = False  # bfloat16 on GPU, and on CPUs that have it

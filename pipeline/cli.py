@@ -179,7 +179,8 @@ def schema_freeze(
 
     target = output or config.with_suffix(".schema.pbtxt")
     freeze_schema(_load(config, set_), target)
-    print(f'{target}: review it, then set  [validation] schema_file = "{target.name}"')
+    named = os.path.relpath(target, config.parent)  # as the configuration must name it
+    print(f'{target}: review it, then set  [validation] schema_file = "{named}"')
 
 
 @app.command("weights")

@@ -55,6 +55,21 @@ class Config(sections.Section):
     kubeflow: KubeflowConfig = KubeflowConfig()
     airflow: AirflowConfig = AirflowConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _training_goes_by_the_gates(cls, values: Any) -> Any:
+        """The metric of early stopping, where it is not named: that of the first gate over all labels that is one."""
+        if not isinstance(values, dict):
+            return values
+        training, evaluation = values.get("training", {}), values.get("evaluation")
+        gates = evaluation.get("gates") if isinstance(evaluation, dict) else None
+        if not isinstance(training, dict) or "metric" in training or not isinstance(gates, list):
+            return values
+        whole = [gate for gate in gates if isinstance(gate, dict) and "label" not in gate]
+        metrics = [gate.get("metric", "macro_f1") for gate in whole]
+        first = next((metric for metric in metrics if metric in sections.METRICS), None)
+        return values if first is None else {**values, "training": {**training, "metric": first}}
+
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
         bad = [label for label in self.labels if label != label.strip() or not label.isprintable()]

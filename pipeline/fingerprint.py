@@ -6,6 +6,7 @@ size or its times differ from those noted with its hash.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -81,11 +82,14 @@ def input_files(config: Config) -> list[Path]:
             found.update(path for paths in by_split.values() for path in paths)
     if config.validation.schema_file is not None:
         found.add(config.validation.schema_file)
-    if config.validation.serving_logs is not None:
-        logs = Path(config.validation.serving_logs)
-        found.update(logs.parent.glob(logs.name))
+    found.update(serving_logs(config))
     found.update(weight_files(config))
     return sorted(path for path in found if path.is_file())
+
+
+def serving_logs(config: Config) -> list[Path]:
+    """The files that `validation.serving_logs` names, by name; its folders may have wildcards, too."""
+    return [Path(name) for name in sorted(glob.glob(config.validation.serving_logs or ""))]
 
 
 def weight_files(config: Config) -> list[Path]:
@@ -122,7 +126,7 @@ def code_fingerprint(*parts: str) -> str:
 def code_revision() -> str:
     """The git commit of the checkout, with "+changes" where files differ from it; else the installed version."""
     try:
-        top, commit = _git("rev-parse", "--show-toplevel", "HEAD").split()
+        top, commit = _git("rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(top).resolve() == _ROOT:
             return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no").strip() else "")
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -131,7 +135,8 @@ def code_revision() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
+    # Where another user owns the checkout git would refuse; its code is what runs here anyway.
+    command = ["git", "-c", f"safe.directory={_ROOT}", *arguments]
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=10).stdout
 
 

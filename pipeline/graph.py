@@ -28,7 +28,7 @@ from components.validation.previous import PreviousSchemaStrategy, PreviousStati
 from pipeline import spans
 from pipeline.beam import beam_arguments
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, weight_files
+from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, input_files, serving_logs, weight_files
 from pipeline.retraining.housekeeping import ARTIFACTS
 
 # Generated code: mypy sees no messages in it.
@@ -56,6 +56,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         examples=examples.outputs["examples"],
         vocab_file=vocab,
         lower_case=lower_case,
+        pairs=config.data.columns.text_pair is not None,
         code=code_fingerprint("components/statistics", "components/transform") + file_hash(config.vocab_file),
     ).with_id("statistics")
 
@@ -177,6 +178,7 @@ def create_pipeline(config: Config, facts: dict[str, Any], attempt: int = 0):
         examples=examples.outputs["examples"],
         model=trainer.outputs["model"],
         baseline_model=live.outputs["model"],
+        serving_dir=str(config.serving_dir),
         task=task,
         labels=labels,
         evaluation=config.evaluation,
@@ -334,8 +336,5 @@ def _encoder_hashes(config: Config) -> list[str]:
 
 
 def _logs_fingerprint(config: Config) -> str:
-    if config.validation.serving_logs is None:
-        return ""
-    logs = Path(config.validation.serving_logs)
     hashes = FileHashes(config.root / "file_hashes.json")
-    return ",".join(hashes.of(file) for file in sorted(logs.parent.glob(logs.name)))
+    return ",".join(map(hashes.of, serving_logs(config)))

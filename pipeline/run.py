@@ -9,6 +9,7 @@ The result is one dictionary, the same that `--json` prints:
     metrics      by name: value, low, high
     baseline     TF-IDF + linear SVM on the same split, or null
     gates        each bound with its value
+    live         the version that was live when it began, or null
     seconds      by step, and "total"
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PipelineError
+from components.push import base_path
 from pipeline import records, spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, code_fingerprint, code_revision, run_fingerprint
@@ -74,15 +76,25 @@ def run(
 
 
 def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | None:
-    """The record of an earlier run of the very same inputs that ended in a push or a refusal, and still holds."""
+    """The record of an earlier run of the very same inputs that ended in a push or a refusal, and still holds.
+
+    A refusal holds while the live version is the one that the model was compared with.
+    """
     for record in reversed(records.read_records(root)):
         if record.get("fingerprint") == fingerprint and record["status"] in ("pushed", "not_blessed"):
             if record["status"] == "pushed" and not _still_there(config, record):
                 return None
             if _serving_refused(record):  # that may have been the machine's fault
                 return None
+            if record["status"] == "not_blessed" and record.get("live") != _live(config):
+                return None
             return record
     return None
+
+
+def _live(config: Config) -> int | None:
+    live = base_path.live(config.serving_dir)
+    return None if live is None else live[0]
 
 
 def _still_there(config: Config, record: dict[str, Any]) -> bool:
@@ -107,7 +119,7 @@ def _execute(
     run_id = records.new_run_id(root)
     log = root / "logs" / f"{run_id}.log"
     record = {**blank_record(), "run_id": run_id, "name": config.name, "fingerprint": fingerprint, "log": str(log)}
-    record.update(trigger=trigger, status=records.INTERRUPTED)
+    record.update(trigger=trigger, status=records.INTERRUPTED, live=_live(config))
     seconds: dict[str, float] = {}
 
     def timed() -> dict[str, Any]:
@@ -156,7 +168,7 @@ def blank_record() -> dict[str, Any]:
     return {
         "run_id": None, "name": None, "status": "failed", "fingerprint": None, "version": None, "model_path": None,
         "metrics": None, "baseline": None, "gates": None, "data": None, "seconds": {}, "log": None, "error": None,
-        "error_kind": None, "step": None, "trigger": None, "incomplete_spans": [],
+        "error_kind": None, "step": None, "trigger": None, "incomplete_spans": [], "live": None,
     }  # fmt: skip
 
 

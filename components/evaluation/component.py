@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tfx import types
@@ -14,6 +15,7 @@ from tfx.types import standard_component_specs as specs
 
 from components.config import EvaluationConfig, ExportConfig, Task
 from components.evaluation.executor import CUSTOM_CONFIG, Executor
+from components.push import base_path
 
 
 class TextEvaluatorSpec(component_spec.ComponentSpec):
@@ -49,6 +51,7 @@ class TextEvaluator(Evaluator):
         labels: Sequence[str],
         evaluation: EvaluationConfig,
         baseline_model: types.BaseChannel | None = None,
+        serving_dir: str | None = None,
         slices: Sequence[str] = (),
         pairs: bool = False,
         neighbours: bool = False,
@@ -65,6 +68,8 @@ class TextEvaluator(Evaluator):
           labels: in the order of the probabilities.
           evaluation: split, gates, slices by length, samples of the bootstrap.
           baseline_model: the latest blessed model, from a Resolver; the channel may hold none.
+          serving_dir: the base path of the model server: where the channel holds none, the model is compared with the
+            version that is live there, as another pipeline root may have pushed it.
           slices: columns of the examples to report metrics by.
           pairs: whether the examples hold `text_pair`.
           neighbours: whether that is of the sentences before and after.
@@ -81,6 +86,9 @@ class TextEvaluator(Evaluator):
             "neighbours": neighbours,
             "code": code,
         }
+        if serving_dir is not None:
+            live = base_path.live(Path(serving_dir))
+            custom_config["serving_dir"], custom_config["live"] = serving_dir, None if live is None else live[0]
         if guard:
             custom_config["guard"] = True
         if export is not None and export.precision != "float32":

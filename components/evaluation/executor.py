@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -38,6 +39,7 @@ from components.evaluation.rows import read_records
 from components.evaluation.scores import Array
 from components.examples.merge import span_of
 from components.export.paths import float32_dir
+from components.push import base_path
 
 CUSTOM_CONFIG = "custom_config"
 METRICS_FILE = "metrics.json"
@@ -87,7 +89,7 @@ class Executor(tfx_executor.Executor):
         spans = [] if newest is None else [SPAN_SLICE]
         base = make_eval_config(evaluation, task, labels, (*config["slices"], *spans))
         scoring = _scoring(base, evaluation, task, labels, config["slices"], newest)
-        blessed = _find_blessed(blessed_models, scoring, first)
+        blessed = _find_blessed(blessed_models, config.get("serving_dir"), scoring, first)
         eval_config = tfma.utils.update_eval_config_with_defaults(base, has_baseline=blessed.path is not None)
         export = ExportConfig.model_validate(config["export"]) if "export" in config else None
         if export is not None:
@@ -182,11 +184,20 @@ def _model_path(model: Any) -> str:
     return path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
 
 
-def _find_blessed(models: list[Any], scoring: extract.Scoring, record: bytes) -> _Blessed:
-    """Looks for a blessed model that can be compared with, and asks it one example."""
-    if not models:
-        return _Blessed()
-    path = _model_path(artifact_utils.get_single_instance(models))
+def _find_blessed(models: list[Any], serving_dir: str | None, scoring: extract.Scoring, record: bytes) -> _Blessed:
+    """Looks for a blessed model that can be compared with, and asks it one example.
+
+    Args:
+      models: the artifact that the live version was published from, or none.
+      serving_dir: where that version is, should its artifact be gone or be another root's.
+    """
+    if models:
+        path = _model_path(artifact_utils.get_single_instance(models))
+    else:
+        live = base_path.live(Path(serving_dir)) if serving_dir else None
+        if live is None or base_path.read_lineage(live[1]) is None:
+            return _Blessed()
+        path = str(live[1])
     try:
         model = tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError):  # the message says no more than that

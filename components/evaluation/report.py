@@ -172,9 +172,12 @@ def model_report(
         if count >= _MIN_ROWS:
             bounds, _ = _intervals(predictions, np.array(members[name]), scoring, samples)
         slices.append({"slice": name, "examples": count, "metrics": _with_bounds(kept, bounds)})
-    confusion = None
-    if not scoring.multilabel:
-        confusion = (predictions.truth.T.astype(int) @ predictions.decision.astype(int)).tolist()
+    truth, decision = predictions.truth.astype(int), predictions.decision.astype(int)
+    if scoring.multilabel:  # of each label one, as scikit-learn's multilabel_confusion_matrix: rows not true, true
+        by_truth = ((1 - truth, 1 - decision), (1 - truth, decision)), ((truth, 1 - decision), (truth, decision))
+        confusion = np.array([[(t * d).sum(0) for t, d in row] for row in by_truth]).transpose(2, 0, 1).tolist()
+    else:  # [labels, labels], rows true, columns decided
+        confusion = (truth.T @ decision).tolist()
     return {
         "examples": rows,
         "truncated": predictions.truncated,

@@ -296,10 +296,11 @@ def write_json(path: str, value: Any) -> None:
         stream.write(json.dumps(value).encode())
 
 
-def read_bytes(path: str) -> bytes:
-    """The whole of a file."""
+def read_bytes(path: str, start: int = 0, size: int = -1) -> bytes:
+    """The whole of a file, or at most `size` bytes of it from `start` on."""
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-        return stream.read()
+        stream.seek(start)
+        return stream.read(size)
 
 
 def read_plan(value: dict[str, Any]) -> FilePlan:

@@ -1,14 +1,15 @@
 """Texts that stand in two splits, found by their hashes in memory that does not grow with the data.
 
-A worker writes the hashes of its rows, sorted, to a file for each item and split. Here the files are read range by
-range: all hashes of one range of values from every file, at most about `ROWS_AT_ONCE` of them.
+A worker writes the hashes of its rows, sorted, to a file for each item and split. Here the files are read side by side
+from front to back, each byte once: all hashes of one range of values from every file, at most about `ROWS_AT_ONCE` of
+them, then those of the next range.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 HASH_BYTES = 16  # 128 bits: among 10^9 rows a false match has a chance of 10^-20
 ROWS_AT_ONCE = 1 << 20
+_LEAST_READ = 1 << 8  # hashes read from a file at a time
 _PAIR = np.dtype("<u8")
 
 
@@ -59,7 +61,7 @@ class Leak:
 
 def find_leaks(
     files: Mapping[str, Sequence[str]],
-    read: Callable[[str], bytes],
+    read: Callable[[str, int, int], bytes],
     rows: int,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> tuple[list[Leak], dict[tuple[str, str], bytes]]:
@@ -67,7 +69,7 @@ def find_leaks(
 
     Args:
       files: by split, the paths of its files of sorted hashes.
-      read: gives the content of a path.
+      read: gives of a path, from a byte on, at most so many bytes.
       rows: of all splits together.
       rows_at_once: how many hashes may be held in memory, about.
 
@@ -79,9 +81,13 @@ def find_leaks(
     counts = {pair: [0, 0] for pair in pairs}
     shared: dict[tuple[str, str], list[bytes]] = {pair: [] for pair in pairs}
     ranges = max(1, -(-rows // rows_at_once))
-    bounds = [(index << 64) // ranges for index in range(ranges + 1)]
-    for low, high in itertools.pairwise(bounds):
-        tables = {split: _range_of(paths, read, low, high) for split, paths in files.items()}
+    step = max(_LEAST_READ, rows // (ranges * max(1, sum(map(len, files.values())))))
+    readers = {split: [_Sorted(path, read, step) for path in paths] for split, paths in files.items()}
+    for index in range(1, ranges + 1):
+        high = (index << 64) // ranges
+        tables = {
+            split: np.concatenate([_table(b""), *(one.below(high) for one in own)]) for split, own in readers.items()
+        }
         for first, second in pairs:
             found, first_rows, second_rows = _intersection(tables[first], tables[second])
             texts[first, second] += len(found)
@@ -92,15 +98,27 @@ def find_leaks(
     return leaks, {leak.splits: b"".join(sorted(shared[leak.splits])) for leak in leaks}
 
 
-def _range_of(paths: Iterable[str], read: Callable[[str], bytes], low: int, high: int) -> np.ndarray:
-    parts = [np.empty((0, 2), _PAIR)]
-    for path in paths:
-        table = _table(read(path))
-        first = table[:, 0]
-        begin = np.searchsorted(first, np.uint64(low))
-        end = len(first) if high > np.iinfo(_PAIR).max else np.searchsorted(first, np.uint64(high))
-        parts.append(table[begin:end].copy())  # a view would keep the whole file in memory
-    return np.concatenate(parts)
+class _Sorted:
+    """A file of sorted hashes, read `step` of them at a time."""
+
+    def __init__(self, path: str, read: Callable[[str, int, int], bytes], step: int) -> None:
+        self._path, self._read, self._size = path, read, step * HASH_BYTES
+        self._at = 0
+        self._whole = False
+        self._rest = _table(b"")  # read, and not below the last bound
+
+    def below(self, bound: int) -> np.ndarray:
+        """The hashes whose first half is below the bound, uint64 [rows, 2], without those below the bound before."""
+        tables = [self._rest]
+        while not self._whole and not (len(tables[-1]) and int(tables[-1][-1, 0]) >= bound):
+            content = self._read(self._path, self._at, self._size)
+            self._at += len(content)
+            self._whole = len(content) < self._size
+            tables.append(_table(content))
+        table = np.concatenate(tables)
+        end = len(table) if bound > np.iinfo(_PAIR).max else int(np.searchsorted(table[:, 0], np.uint64(bound)))
+        self._rest = table[end:].copy()  # a view would keep all of it in memory
+        return table[:end]
 
 
 def _intersection(first: np.ndarray, second: np.ndarray) -> tuple[set[bytes], int, int]:

@@ -86,6 +86,11 @@ def published(serving_dir: Path) -> dict[int, Path]:
     return {number: path for number, path in numbered(serving_dir).items() if path.is_dir()}
 
 
+def live(serving_dir: Path) -> tuple[int, Path] | None:
+    """The number and folder of the version that a model server serves; None where there is none."""
+    return max(published(serving_dir).items(), default=None)
+
+
 def rolled_back(serving_dir: Path) -> dict[int, Path]:
     """The versions that a rollback took away and that `restore` can bring back, oldest first."""
     return numbered(serving_dir / ROLLED_BACK)

@@ -23,8 +23,8 @@ class LiveModelStrategy(resolver.ResolverStrategy):
         self, store: mlmd.MetadataStore, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
         """Args: input_dict: `model`, all; `pushed_model`, all. Returns: the same keys, one artifact each or none."""
-        live = list(base_path.published(self._serving_dir).items())[-1:]
-        lineage = (base_path.read_lineage(live[0][1]) if live else None) or {}
+        live = base_path.live(self._serving_dir)
+        lineage = (base_path.read_lineage(live[1]) if live else None) or {}
         wanted = lineage.get("artifacts", {}).get("model", {})
         # Id and URI: a metadata store that was made anew counts its ids from 1 again.
         models = [
@@ -35,6 +35,6 @@ class LiveModelStrategy(resolver.ResolverStrategy):
         pushed = [
             artifact
             for artifact in input_dict.get("pushed_model", [])
-            if live and artifact.get_string_custom_property("pushed_version") == str(live[0][0])
+            if live and artifact.get_string_custom_property("pushed_version") == str(live[0])
         ]
         return {"model": models[-1:], "pushed_model": pushed[-1:] if models else []}

@@ -17,7 +17,7 @@ from tfx.utils import io_utils
 
 from components.schema.curated import read_schema
 from components.schema.infer import example_schema, infer_schema
-from components.statistics.derive import DERIVED_FEATURES
+from components.statistics.derive import DERIVED_FEATURES, PAIR_FEATURES
 
 SCHEMA_FILE = "schema.pbtxt"
 _MADE_FOR = "made_for"  # custom property: the features and labels that a schema speaks of
@@ -35,7 +35,8 @@ class Executor(base_executor.BaseExecutor):
     ) -> None:
         config = json.loads(exec_properties["custom_config"])
         label_feature = "labels" if config["task"] == "multilabel" else "label"
-        made_for = json.dumps([*(config[key] for key in _SUBJECT), sorted(DERIVED_FEATURES)])
+        measures = sorted(DERIVED_FEATURES + (PAIR_FEATURES if config["has_pairs"] else ()))
+        made_for = json.dumps([*(config[key] for key in _SUBJECT), measures])
         kept = [
             a for a in input_dict.get("previous_schema") or [] if a.get_string_custom_property(_MADE_FOR) == made_for
         ]

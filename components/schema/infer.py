@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
-from components.statistics.derive import COVERAGE, DERIVED_FEATURES
+from components.statistics.derive import COVERAGE, DERIVED_FEATURES, PAIR, PAIR_FEATURES
 
 
 def infer_schema(
@@ -26,7 +26,7 @@ def infer_schema(
     for more in statistics[1:]:
         schema = tfdv.update_schema(schema, more, infer_feature_shape=False)
     for feature in schema.feature:
-        if feature.name in DERIVED_FEATURES:
+        if feature.name in DERIVED_FEATURES + PAIR_FEATURES:
             feature.lifecycle_stage = schema_pb2.LifecycleStage.VALIDATION_DERIVED
             feature.presence.min_fraction, feature.presence.min_count = 1.0, 1
             _bound(feature)
@@ -52,7 +52,7 @@ def infer_schema(
 
 def _bound(feature: schema_pb2.Feature) -> None:
     feature.ClearField("domain_info")
-    if feature.name == COVERAGE:
+    if feature.name in (COVERAGE, PAIR + COVERAGE):
         feature.float_domain.min, feature.float_domain.max = 0.0, 1.0
     else:
         feature.int_domain.min = 0

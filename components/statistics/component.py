@@ -17,14 +17,14 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from components.statistics.derive import DERIVED_FEATURES, TextMeasurer, replace_texts
+from components.statistics.derive import DERIVED_FEATURES, PAIR_FEATURES, TextMeasurer, replace_texts
 
 
 class MeasureTexts(beam.DoFn):
     """Replaces the texts of a `pa.RecordBatch` by their measures; the tokeniser is built once a worker."""
 
-    def __init__(self, vocab_file: str, lower_case: bool) -> None:
-        self._vocab_file, self._lower_case = vocab_file, lower_case
+    def __init__(self, vocab_file: str, lower_case: bool, pairs: bool) -> None:
+        self._vocab_file, self._lower_case, self._pairs = vocab_file, lower_case, pairs
         self._measurer: TextMeasurer | None = None
 
     def setup(self) -> None:
@@ -32,7 +32,7 @@ class MeasureTexts(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
         assert self._measurer is not None
-        yield replace_texts(batch, self._measurer)
+        yield replace_texts(batch, self._measurer, self._pairs)
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -49,6 +49,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         statistics = artifact_utils.get_single_instance(output_dict["statistics"])
         statistics.split_names = examples.split_names
         statistics.span = examples.span
+        measuring = (config["vocab_file"], config["lower_case"], config["pairs"])
         with self._make_beam_pipeline() as pipeline:
             for split in artifact_utils.decode_split_names(examples.split_names):
                 source = tfxio_utils.get_split_tfxio([examples], split, telemetry_descriptors=["StatisticsGen"])
@@ -58,7 +59,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 _ = (
                     pipeline
                     | f"Read[{split}]" >> source.BeamSource()
-                    | f"Measure[{split}]" >> beam.ParDo(MeasureTexts(config["vocab_file"], config["lower_case"]))
+                    | f"Measure[{split}]" >> beam.ParDo(MeasureTexts(*measuring))
                     | f"Statistics[{split}]" >> tfdv.GenerateStatistics(options)
                     | f"Write[{split}]" >> tfdv.WriteStatisticsToBinaryFile(path)
                 )
@@ -78,17 +79,21 @@ class TextStatisticsGen(base_beam_component.BaseBeamComponent):
     SPEC_CLASS = TextStatisticsSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
-    def __init__(self, examples: types.BaseChannel, vocab_file: str, lower_case: bool, code: str = "") -> None:
+    def __init__(
+        self, examples: types.BaseChannel, *, vocab_file: str, lower_case: bool, pairs: bool = False, code: str = ""
+    ) -> None:
         """Args:
         examples: raw examples.
         vocab_file: the WordPiece vocabulary.
         lower_case: whether the vocabulary is uncased.
+        pairs: whether `text_pair` is measured, too; not of neighbouring sentences, each of which is a `text`.
         code: a fingerprint of this step's code, so that a new one is not answered from the cache.
         """
         config = {
             "vocab_file": vocab_file,
             "lower_case": lower_case,
-            "derived": DERIVED_FEATURES,
+            "derived": DERIVED_FEATURES + (PAIR_FEATURES if pairs else ()),
+            "pairs": pairs,
             "code": code,
         }
         super().__init__(

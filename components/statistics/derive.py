@@ -16,6 +16,8 @@ from components.transform.vocab_file import read_tokens
 PRIVATE_FEATURES = ("text", "text_pair", "id")
 CHARACTERS, TOKENS, UNKNOWN, COVERAGE = "characters", "tokens", "unknown_tokens", "token_coverage"
 DERIVED_FEATURES = (CHARACTERS, TOKENS, UNKNOWN, COVERAGE)
+PAIR = "pair_"  # before the names of the same measures of `text_pair`, where that is a column of the data
+PAIR_FEATURES = tuple(PAIR + name for name in DERIVED_FEATURES)
 
 
 class TextMeasurer:
@@ -60,13 +62,23 @@ class TextMeasurer:
         }
 
 
-def replace_texts(batch: pa.RecordBatch, measurer: TextMeasurer) -> pa.RecordBatch:
-    """Args: a TFXIO batch (every column a list array). Returns: the same rows, texts replaced by their measures."""
-    texts = [values[0] if values else b"" for values in batch.column(batch.schema.get_field_index("text")).to_pylist()]
+def measured_columns(texts: list[bytes], measurer: TextMeasurer, prefix: str = "") -> dict[str, pa.ListArray]:
+    """The columns of a TFXIO batch that stand for texts, their names with `prefix`."""
+    offsets = pa.array(np.arange(len(texts) + 1, dtype=np.int32))
+    return {
+        prefix + name: pa.ListArray.from_arrays(offsets, pa.array(values))
+        for name, values in measurer.measure(texts).items()
+    }
+
+
+def replace_texts(batch: pa.RecordBatch, measurer: TextMeasurer, pairs: bool = False) -> pa.RecordBatch:
+    """Args: a TFXIO batch (every column a list array); whether `text_pair` is measured, too.
+    Returns: the same rows, texts replaced by their measures."""
     columns = {
         name: batch.column(index) for index, name in enumerate(batch.schema.names) if name not in PRIVATE_FEATURES
     }
-    offsets = pa.array(np.arange(len(texts) + 1, dtype=np.int32))
-    for name, values in measurer.measure(texts).items():
-        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(values))
+    for feature, prefix in (("text", ""), ("text_pair", PAIR))[: 1 + pairs]:
+        index = batch.schema.get_field_index(feature)  # -1: no row of the batch has it
+        found = batch.column(index).to_pylist() if index >= 0 else [None] * batch.num_rows
+        columns |= measured_columns([values[0] if values else b"" for values in found], measurer, prefix)
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from components.errors import ConfigError, PipelineError
@@ -82,16 +84,26 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
 
 def check_alike(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
     """Waits for all workers, and raises PipelineError(message) where one of them has another value."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and np.ptp(_gathered(strategy, [value])):
+        raise PipelineError(message)
+
+
+def of_chief(strategy: tf.distribute.Strategy, values: dict[str, float]) -> dict[str, float]:
+    """The chief's values in every worker; waits for all of them. Alone, `values`."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
+        return values
+    return dict(zip(values, _gathered(strategy, list(values.values()))[0].tolist(), strict=True))
+
+
+def _gathered(strategy: tf.distribute.Strategy, values: Sequence[float]) -> np.ndarray:
+    """The values of every replica, float64 [replicas, values], the chief's first."""
 
     @tf.function(autograph=False)
     def gathered() -> tf.Tensor:
-        mine = strategy.run(lambda: tf.constant([value], tf.int64))
+        mine = strategy.run(lambda: tf.constant([values], tf.float64))
         return strategy.gather(mine, axis=0)
 
-    if len(set(gathered().numpy().tolist())) > 1:
-        raise PipelineError(message)
+    return np.asarray(gathered())
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:

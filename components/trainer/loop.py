@@ -18,7 +18,7 @@ from components.progress import report
 from components.trainer import state
 from components.trainer.average import MovingAverage
 from components.trainer.batches import Examples, ahead, plan_epoch
-from components.trainer.hardware import check_alike, worker_number
+from components.trainer.hardware import check_alike, of_chief, worker_number
 from components.trainer.hidden import remove_hidden, with_hidden
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.optimizer import AdamW, learning_rate
@@ -68,7 +68,8 @@ class Loop:
       weights: of `losses.class_weights`.
       strategy: where replicas run; a batch is divided among them.
       checkpoint_dir: of this run alone, and of all its workers; a checkpoint there is gone on from.
-      log_dir: TensorBoard's.
+      log_dir: where TensorBoard's events go at the end; until then they are in `logs` of `checkpoint_dir`, so that
+        those of a killed try are not lost.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Loop:
         self.buckets = training.buckets if model.encoder.blocks else None
         replicas = strategy.num_replicas_in_sync
         self.shapes = StaticShapes.of(training, train.lengths, replicas) if training.xla else None
+        self.writer = tf.summary.create_noop_writer()
         self.steps_of_epoch: dict[int, int] = {}
         self.progress = Progress()
         self.best_weights: list[np.ndarray] = []
@@ -117,19 +119,23 @@ class Loop:
             self._done(),
             f"Trainer: its workers see different checkpoints; all must share {self.checkpoint_dir}",
         )
-        writer = tf.summary.create_noop_writer() if self.worker else tf.summary.create_file_writer(self.log_dir)
-        with writer.as_default():
+        events = f"{self.checkpoint_dir}/logs"
+        if not self.worker:
+            self.writer = tf.summary.create_file_writer(events)
+        with self.writer.as_default():
             while now.stage < len(self.stages):
                 self._begin_stage(kept)
                 kept = {}
                 while now.epoch < now.stage_start + self.stage.epochs and not self._is_exhausted():
                     self._train_epoch()
                     self._end_epoch()
-                    writer.flush()
                 self._assign(self.model.variables, self.best_weights)
                 now.stage, now.stage_start = now.stage + 1, now.epoch
                 if now.stage < len(self.stages):
                     self._save(between_stages=True)
+        if not self.worker:
+            self.writer.close()
+            state.copy(events, self.log_dir)
         return now
 
     # === One stage ===
@@ -247,7 +253,8 @@ class Loop:
                     "training.learning_rate or training.clip_norm"
                 )
             thresholds = tune_thresholds(predicted, self.evaluation.labels) if self.task == "multilabel" else None
-            found = scores(predicted, self.evaluation.labels, self.task, thresholds)
+            # Workers may round otherwise, and must not part over which epoch is the best, or the last.
+            found = of_chief(self.strategy, scores(predicted, self.evaluation.labels, self.task, thresholds))
             if found[name] > now.best:
                 now.best, now.best_epoch = found[name], now.epoch
                 self.best_weights = _arrays(self.model.variables)
@@ -304,6 +311,7 @@ class Loop:
         groups = {"model": _arrays(self.model.variables), "best": self.best_weights}
         if not between_stages:  # the next stage's optimiser begins anew
             groups |= {name: _arrays(variables) for name, variables in self._state().items()}
+        self.writer.flush()  # what is not gone on from is written again
         state.save(self.checkpoint_dir, groups, asdict(self.progress))
 
     def _state(self) -> dict[str, list[tf.Variable]]:

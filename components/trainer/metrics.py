@@ -9,6 +9,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from components.config import Task
+from components.evaluation.scores import mean_pr_auc, pr_auc, threshold_of
 
 
 def decisions(probabilities: np.ndarray, task: Task, thresholds: np.ndarray | None = None) -> np.ndarray:
@@ -31,8 +32,9 @@ def scores(
 
     Returns:
       `accuracy` (multilabel: share of examples whose labels are all right), `macro_f1`, `micro_f1` and
-      `weighted_f1` over all labels, a label without true or predicted examples counting 0, and `pr_auc`, the
-      mean over labels of average precision, each label against the rest, labels without true examples left out.
+      `weighted_f1` over all labels, a label without true or predicted examples counting 0, and `pr_auc`, as the
+      evaluation has it: of the positive label where the task is binary, else the mean over labels, each against the
+      rest, labels without true examples left out; 0 without any.
     """
     labels = probabilities.shape[1]
     predicted = decisions(probabilities, task, thresholds)
@@ -42,9 +44,9 @@ def scores(
         value = sk.f1_score(truth, predicted, labels=range(labels), average=average, zero_division=0)
         found[f"{average}_f1"] = float(value)
     hot = truth if task == "multilabel" else np.eye(labels, dtype=np.int64)[truth]
-    present = [n for n in range(labels) if hot[:, n].any()]
-    areas = [sk.average_precision_score(hot[:, n], probabilities[:, n]) for n in present]
-    found["pr_auc"] = float(np.mean(areas)) if areas else 0.0
+    once = np.ones((1, len(hot)))
+    areas = [pr_auc(once, hot[:, n] > 0, threshold_of(probabilities[:, n]))[0] for n in range(labels)]
+    found["pr_auc"] = float(np.nan_to_num(mean_pr_auc(np.array(areas), task == "binary")))
     return found
 
 

@@ -81,6 +81,13 @@ def load(folder: str) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]] | No
     return arrays, progress
 
 
+def copy(folder: str, target: str) -> None:
+    """Copies the files of a folder into another one, which is made."""
+    tf.io.gfile.makedirs(target)
+    for name in tf.io.gfile.listdir(folder):
+        tf.io.gfile.copy(f"{folder}/{name}", f"{target}/{name}", overwrite=True)
+
+
 def remove(folder: str) -> None:
     """Deletes the checkpoint of a run that ended well."""
     if tf.io.gfile.exists(folder):

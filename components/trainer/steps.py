@@ -66,6 +66,9 @@ class TrainStep:
                 total = loss + tf.add_n(model.losses) / (replicas * count) if model.losses else loss
             return loss, tape.gradient(total, optimizer.targets)
 
+        # Keras moves each replica's statistics by that replica's texts alone; the model has one.
+        norms = model.head.norms if replicas > 1 else []
+        statistics = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
         # Where one device computes one batch, XLA has the whole step, else its gradients.
         whole = shapes is not None and replicas == count == 1
         if shapes is not None and not whole:
@@ -74,6 +77,11 @@ class TrainStep:
         def replica_step(parts: list[Any], rate: tf.Tensor) -> tf.Tensor:
             loss, gradients = gradients_of(*parts[0]) if count == 1 else _accumulated(gradients_of, parts)
             optimizer.apply(gradients, rate, static=whole)
+            if statistics:
+                context = tf.distribute.get_replica_context()
+                means = context.all_reduce(tf.distribute.ReduceOp.MEAN, [variable.value for variable in statistics])
+                for variable, mean in zip(statistics, means, strict=True):
+                    variable.assign(mean)
             if average is not None:
                 average.update(optimizer.step)
             return loss

@@ -6,14 +6,14 @@ rule for, and words every finding as a feature, a reason and a remedy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 
 from components.config import ValidationConfig
-from components.statistics.derive import COVERAGE, TOKENS, UNKNOWN
+from components.statistics.derive import COVERAGE, PAIR, TOKENS, UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,39 @@ def content_problems(
                     "Add rows of these labels, take the labels out of the configuration, or lower the bound",
                 )
             )  # fmt: skip
-    tokens = features[TOKENS].num_stats.mean
-    unknown = features[UNKNOWN].num_stats.mean / tokens if tokens else 0.0
-    if unknown > config.max_unknown_share:
+    for prefix in ("", PAIR)[: 1 + (PAIR + TOKENS in features)]:
+        means = {measure: features[prefix + measure].num_stats.mean for measure in (TOKENS, UNKNOWN, COVERAGE)}
+        found += _vocabulary_problems(split, prefix, means, config)
+    if PAIR + TOKENS in features and not features[PAIR + TOKENS].num_stats.max:
         found.append(
             Problem(
-                split, UNKNOWN,
-                f"{unknown:.1%} of the tokens are [UNK], above validation.max_unknown_share = "
+                split, PAIR + TOKENS, "every row's second text is empty",
+                "Check data.columns.text_pair, or take it out of the configuration",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _vocabulary_problems(
+    split: str, prefix: str, means: Mapping[str, float], config: ValidationConfig
+) -> list[Problem]:
+    """Of texts that the vocabulary does not fit; the means of their measures are given."""
+    found = []
+    share = means[UNKNOWN] / means[TOKENS] if means[TOKENS] else 0.0
+    if share > config.max_unknown_share:
+        found.append(
+            Problem(
+                split, prefix + UNKNOWN,
+                f"{share:.1%} of the tokens are [UNK], above validation.max_unknown_share = "
                 f"{config.max_unknown_share}",
                 "Check the files' encoding and tokenizer.vocab (is it that of this language?)",
             )
         )  # fmt: skip
-    coverage = features[COVERAGE].num_stats.mean
-    if coverage < config.min_token_coverage:
+    if means[COVERAGE] < config.min_token_coverage:
         found.append(
             Problem(
-                split, COVERAGE,
-                f"{coverage:.1%} of the words stand whole in the vocabulary, below validation.min_token_coverage = "
+                split, prefix + COVERAGE,
+                f"{means[COVERAGE]:.1%} of the words stand whole in the vocabulary, below validation.min_token_coverage = "
                 f"{config.min_token_coverage}",
                 "Check tokenizer.vocab and tokenizer.lower_case (a cased vocabulary needs lower_case = false)",
             )
@@ -114,9 +130,10 @@ def with_comparators(schema: schema_pb2.Schema, config: ValidationConfig, label_
     for feature in result.feature:
         if feature.name == label_feature and config.label_drift is not None:
             feature.drift_comparator.infinity_norm.threshold = config.label_drift
-        if feature.name == TOKENS and config.length_drift is not None:
+        lengths = feature.name in (TOKENS, PAIR + TOKENS)
+        if lengths and config.length_drift is not None:
             feature.drift_comparator.jensen_shannon_divergence.threshold = config.length_drift
-        if feature.name == TOKENS and config.length_skew is not None:
+        if lengths and config.length_skew is not None:
             feature.skew_comparator.jensen_shannon_divergence.threshold = config.length_skew
     return result
 

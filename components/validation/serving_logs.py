@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import tensorflow_data_validation as tfdv
 
-from components.statistics.derive import TextMeasurer
+from components.statistics.derive import PAIR, TextMeasurer, measured_columns
 
 
 class MeasureRequests(beam.DoFn):
@@ -26,19 +25,15 @@ class MeasureRequests(beam.DoFn):
         self._measurer = TextMeasurer(self._vocab_file, self._lower_case)
 
     def process(self, records: list[bytes]) -> Iterable[pa.RecordBatch]:
-        texts = [text for record in records for text in request_texts(record)]
-        if not texts:
-            return
-        offsets = pa.array(np.arange(len(texts) + 1, dtype=np.int32))
-        columns = {
-            name: pa.ListArray.from_arrays(offsets, pa.array(values))
-            for name, values in self._measurer.measure(texts).items()
-        }
-        yield pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+        for feature, prefix in (("text", ""), ("text_pair", PAIR)):
+            texts = [text for record in records for text in request_texts(record, feature)]
+            if texts:
+                columns = measured_columns(texts, self._measurer, prefix)
+                yield pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
-def request_texts(record: bytes) -> list[bytes]:
-    """The texts of one logged request: the input `text` of Predict, or `text` in each of the tf.Examples it sent."""
+def request_texts(record: bytes, feature: str = "text") -> list[bytes]:
+    """The texts of one logged request: an input of Predict, or a feature of each of the tf.Examples it sent."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     from serving.inference import serialized_examples
@@ -49,21 +44,21 @@ def request_texts(record: bytes) -> list[bytes]:
     examples: list[bytes] = []
     if kind == "predict_log":
         inputs = log.predict_log.request.inputs
-        if "text" in inputs:
-            return to_array(inputs["text"]).ravel().tolist()
+        if feature in inputs:
+            return to_array(inputs[feature]).ravel().tolist()
         if "examples" in inputs:
             examples = to_array(inputs["examples"]).ravel().tolist()
     elif kind in ("classify_log", "regress_log", "multi_inference_log"):
         examples = serialized_examples(getattr(log, kind).request.input)
-    return [text for example in examples for text in _example_texts(example)]
+    return [text for example in examples for text in _example_texts(example, feature)]
 
 
-def _example_texts(example: bytes) -> list[bytes]:
+def _example_texts(example: bytes, feature: str) -> list[bytes]:
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
     try:
-        return list(tf.train.Example.FromString(example).features.feature["text"].bytes_list.value)
+        return list(tf.train.Example.FromString(example).features.feature[feature].bytes_list.value)
     except DecodeError:  # a feature's name that is not UTF-8, which TensorFlow does not look at
         return []
 

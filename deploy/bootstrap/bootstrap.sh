@@ -25,10 +25,16 @@ for candidate in "${candidates[@]}"; do
     python=$(command -v "$candidate"); break
   fi
 done
+# An activated environment may be .venv itself, which a set-up deletes: what it was made from is the interpreter.
+interpreter=none
+if [ -n "$python" ]; then
+  interpreter=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable or sys.executable))')
+  "$python" -c 'import sys; sys.exit(sys.prefix != sys.base_prefix)' || python=$interpreter
+fi
 
 # ---- what a second call looks at: the lock, these scripts, the interpreter and the C library ----
 glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{print $2}')
-wanted=$( { cat "$here"/*.txt "$here"/bootstrap.sh "$here"/runtime.sh; echo "$root ${python:-none} ${glibc:-none}"
+wanted=$( { cat "$here"/*.txt "$here"/bootstrap.sh "$here"/runtime.sh; echo "$root $interpreter ${glibc:-none}"
             [ -z "$python" ] || "$python" -V; } | sha256sum | cut -d' ' -f1)
 project=$(sha256sum pyproject.toml | cut -d' ' -f1)
 ready() { [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; }

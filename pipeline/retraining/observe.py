@@ -13,7 +13,7 @@ from components.errors import DataError
 from components.push import base_path
 from pipeline import spans
 from pipeline.config import Config
-from pipeline.fingerprint import FileHashes, file_hash
+from pipeline.fingerprint import FileHashes, file_hash, serving_logs
 from pipeline.retraining.decision import Span
 
 
@@ -41,11 +41,8 @@ def find_spans(data: DataConfig, hashes: FileHashes, now: dt.datetime, settle_s:
 
 def live_version(serving_dir: Path) -> tuple[int | None, dict[str, Any]]:
     """The number of the version that a model server serves, and its lineage; None and {} where there is none."""
-    published = base_path.published(serving_dir)
-    if not published:
-        return None, {}
-    number = max(published)
-    return number, base_path.read_lineage(published[number]) or {}
+    live = base_path.live(serving_dir)
+    return (None, {}) if live is None else (live[0], base_path.read_lineage(live[1]) or {})
 
 
 def evidence(config: Config, live: int, found: tuple[Span, ...]) -> str:
@@ -58,11 +55,10 @@ def logs_digest(config: Config) -> str:
     """Of the names, sizes and times of the request logs; "" where none are configured."""
     if config.validation.serving_logs is None:
         return ""
-    logs = Path(config.validation.serving_logs)
     digest = hashlib.sha256()
-    for path in sorted(logs.parent.glob(logs.name)):
+    for path in serving_logs(config):
         status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

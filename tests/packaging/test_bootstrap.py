@@ -40,7 +40,7 @@ def machine(tmp_path: Path):
 def python_that(folder: Path, body: str) -> str:
     """An interpreter of which `body`, shell, spoils something: `$2` is the code that it is asked to run."""
     script = folder / "python-spoilt"
-    script.write_text(f'#!{shutil.which("bash")}\n{body}\nexec {os.path.realpath(sys.executable)} "$@"\n')
+    script.write_text(f'#!{shutil.which("bash")}\n{body}\nexec {sys._base_executable} "$@"\n')
     script.chmod(0o755)
     return str(script)
 
@@ -118,6 +118,37 @@ def test_checkout_and_python_may_have_spaces_in_their_paths(tmp_path: Path) -> N
     assert installs[0].endswith(f"-r {checkout}/deploy/bootstrap/requirements.txt --build-constraints {pins}")
     assert installs[1].endswith("--editable .")
     assert len(installs) == 2
+
+
+def test_second_call_does_nothing_whatever_environment_is_activated(tmp_path: Path) -> None:
+    """Were .venv, activated, taken for the interpreter to make it from, it would be deleted with nothing to follow."""
+    checkout, tools, other = tmp_path / "checkout", tmp_path / "tools", tmp_path / "other"
+    shutil.copytree(ROOT / "deploy" / "bootstrap", checkout / "deploy" / "bootstrap")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    tools.mkdir()
+    of_tools = (
+        f"mkdir -p .tools/venv/bin; cp {tools}/uv .tools/venv/bin/; cp {shutil.which('true')} .tools/venv/bin/python"
+    )
+    for name, body in {
+        "getconf": "echo glibc 2.39",
+        "uv": f"echo $1 >> {checkout}/calls",
+        "python3": f'[ "$*" != "-m venv .tools/venv" ] || {{ {of_tools}; exit; }}; exec {sys._base_executable} "$@"',
+    }.items():
+        (tools / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        (tools / name).chmod(0o755)
+    subprocess.run([sys._base_executable, "-m", "venv", "--without-pip", other], check=True)
+    for activated in (tools, tools, checkout / ".venv" / "bin", other / "bin"):
+        subprocess.run(
+            [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
+            env={"PATH": f"{activated}:{tools}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert (checkout / "calls").read_text().splitlines() == ["pip", "pip"], activated
+    (checkout / ".venv" / "bootstrap.stamp").unlink()
+    subprocess.run(
+        [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
+        env={"PATH": f"{checkout / '.venv' / 'bin'}:{tools}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert (checkout / "calls").read_text().splitlines() == ["pip"] * 4
 
 
 def test_uv_takes_pins_of_builds_from_a_folder_with_a_space(environments, tmp_path: Path) -> None:

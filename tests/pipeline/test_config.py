@@ -67,6 +67,23 @@ def test_a_search_does_not_go_with_a_warm_start(minimal: Path) -> None:
     assert "tuner: trials do not start from the live model; set window.warm_start = false" in found
 
 
+@pytest.mark.parametrize(
+    ("overrides", "metric"),
+    [
+        ([], "macro_f1"),
+        (["evaluation.gates=[{metric='pr_auc',min=0.5},{metric='accuracy',min=0.5}]"], "pr_auc"),
+        (["evaluation.gates=[{min=0.5}]"], "macro_f1"),
+        (["evaluation.gates=[{label='yes',measure='recall',min=0.9},{metric='accuracy',min=0.5}]"], "accuracy"),
+        (["evaluation.gates=[{metric='calibration_error',max=0.1}]", "training.epochs=2"], "macro_f1"),
+        (["evaluation.gates=[{metric='pr_auc',min=0.5}]", "training.metric=accuracy"], "accuracy"),
+    ],
+)
+def test_early_stopping_goes_by_the_first_gate_over_all_labels_unless_told(
+    minimal: Path, overrides: list[str], metric: str
+) -> None:
+    assert load_config(minimal, overrides).training.metric == metric
+
+
 def test_configuration_cannot_be_changed(minimal: Path) -> None:
     with pytest.raises(ValidationError):
         load_config(minimal).name = "other"  # type: ignore[misc]

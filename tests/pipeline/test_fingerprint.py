@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,14 @@ import pytest
 
 from components.errors import BusyError, ConfigError
 from pipeline.config import Config, load_config
-from pipeline.fingerprint import FileHashes, code_fingerprint, file_hash, run_fingerprint
+from pipeline.fingerprint import (
+    FileHashes,
+    code_fingerprint,
+    code_revision,
+    file_hash,
+    run_fingerprint,
+    serving_logs,
+)
 from pipeline.records import is_held, new_run_id, read_records, root_lock, write_record
 from pipeline.steps import STEPS, check_steps, steps_of
 
@@ -87,6 +95,42 @@ def test_code_fingerprint_follows_code_and_what_code_reads_beside_it(tmp_path: P
         (tmp_path / "part" / name).write_text("one")
         found.append(code_fingerprint("part"))
     assert found[0] != found[1] == found[2]
+
+
+def test_code_revision_is_the_commit_of_a_checkout_wherever_and_whosever_it_is(tmp_path: Path, monkeypatch) -> None:
+    checkout = tmp_path / "a check out"
+    checkout.mkdir()
+    monkeypatch.setattr("pipeline.fingerprint._ROOT", checkout)
+    assert code_revision().startswith("biobert-cnn "), "no checkout"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=n", "-c", "user.email=e", "-c", f"safe.directory={checkout}", *arguments]
+        return subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
+
+    (checkout / "code.py").write_text("one\n")
+    git("init")
+    git("add", "code.py")
+    git("commit", "-m", "one")
+    if os.getuid() == 0:  # git refuses a checkout of another user unless told to trust it
+        os.chown(checkout, 65534, 65534)
+    commit = git("rev-parse", "HEAD")
+    assert code_revision() == commit
+    (checkout / "code.py").write_text("two\n")
+    assert code_revision() == f"{commit}+changes"
+
+
+def test_request_logs_are_found_in_folders_with_wildcards_too(config: Config, tmp_path: Path) -> None:
+    logged = load_config(
+        tmp_path / "c.toml", [f"paths.root={tmp_path}/root", f"validation.serving_logs={tmp_path}/log/*/served*"]
+    )
+    assert serving_logs(logged) == []
+    before = fingerprint(logged)
+    for day in ("2", "1"):
+        (tmp_path / "log" / day).mkdir(parents=True)
+        (tmp_path / "log" / day / "served.tfrecord").write_text(day)
+    assert serving_logs(logged) == [tmp_path / "log" / day / "served.tfrecord" for day in ("1", "2")]
+    assert fingerprint(logged) != before
+    assert serving_logs(config) == []
 
 
 def test_second_run_on_a_root_is_refused_with_the_holder_named(tmp_path: Path) -> None:

@@ -37,8 +37,13 @@ def test_refusal_by_the_gates_holds_and_one_by_the_serving_check_is_looked_into_
     write_record(config.root, gates)
     assert runs._settled(config.root, config, "f") == gates
     assert runs._settled(config.root, config, "other") is None
+    (config.serving_dir / "5").mkdir(parents=True)  # live now, as after a rollback: it was not compared with that
+    assert runs._settled(config.root, config, "f") is None
+    gates = record(run_id="2", live=5, status="not_blessed")
+    write_record(config.root, gates)
+    assert runs._settled(config.root, config, "f") == gates
     refused = {"checked": True, "blessed": False, "reason": "the median latency …"}
-    write_record(config.root, record(run_id="2", status="not_blessed", serving_check=refused))
+    write_record(config.root, record(run_id="3", live=5, status="not_blessed", serving_check=refused))
     assert runs._settled(config.root, config, "f") is None
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 from components.config import EvaluationConfig, Gate
 from components.errors import DataError, ServingError
@@ -230,7 +237,8 @@ def test_rows_with_several_labels_are_scored_on_the_models_own_mask(workshop, pr
     decided = said >= np.array(thresholds, np.float32)
     assert_figures_of_masks(result.metrics, truth, decided, names)
     assert result.files == ["BLESSED"]
-    assert [result.metrics[name] for name in ("confusion", "baseline", "paired", "blessed")] == [None] * 4
+    assert [result.metrics[name] for name in ("baseline", "paired", "blessed")] == [None] * 3
+    assert result.metrics["confusion"] == multilabel_confusion_matrix(truth, decided).tolist()
     by_document = [mask.reshape(5, 10, 3).any(1) for mask in (truth, decided)]
     mean = [(by_document[0] & by_document[1]).sum(1) / mask.sum(1) for mask in by_document]
     recall, precision = np.mean(mean, axis=1)
@@ -377,19 +385,31 @@ def test_a_missing_signature_is_named(workshop):
 
 def test_a_blessed_model_of_other_labels_is_not_compared_with(workshop, multiclass):
     other = workshop.model({"x": [0.5, 0.5]}, ("A", "B"))
-    found = executor._find_blessed([other], scoring(), record(text="x"))
+    found = executor._find_blessed([other], None, scoring(), record(text="x"))
     assert (found.path, found.problem) == (None, None)
     assert found.note == "the latest blessed model has other labels, so there is nothing to compare with"
-    found = executor._find_blessed([multiclass.blessed], scoring(), record(text=multiclass.names[0]))
+    found = executor._find_blessed([multiclass.blessed], None, scoring(), record(text=multiclass.names[0]))
     assert found.path == multiclass.blessed.uri + "/Format-Serving"
+
+
+def test_a_live_version_of_another_pipeline_root_is_compared_with(workshop, multiclass, tmp_path: Path):
+    def find():
+        return executor._find_blessed([], str(tmp_path), scoring(), record(text=multiclass.names[0]))
+
+    assert find() == executor._Blessed()
+    shutil.copytree(multiclass.model.uri + "/Format-Serving", tmp_path / "3")
+    assert find() == executor._Blessed(), "not pushed by a pipeline"
+    (tmp_path / "3" / "assets.extra").mkdir()
+    (tmp_path / "3" / "assets.extra" / "lineage.json").write_text("{}")
+    assert find() == executor._Blessed(path=str(tmp_path / "3"))
 
 
 def test_a_blessed_model_that_does_not_load_or_answer_is_a_problem(workshop):
     empty = workshop.model({"x": [0.25] * 4}, FOUR)
-    problem = executor._find_blessed([empty], scoring(), b"\xff").problem
+    problem = executor._find_blessed([empty], None, scoring(), b"\xff").problem
     assert problem.startswith("the latest blessed model's signature serialized_examples failed on 1 rows")
     empty.uri = workshop.folder()
-    assert "cannot be loaded" in executor._find_blessed([empty], scoring(), record(text="x")).problem
+    assert "cannot be loaded" in executor._find_blessed([empty], None, scoring(), record(text="x")).problem
 
 
 def test_a_split_that_is_missing_or_empty_is_named(workshop, multiclass):

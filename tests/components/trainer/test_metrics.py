@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from components.trainer.metrics import decisions, scores, tune_thresholds
 
@@ -14,6 +15,18 @@ def test_multiclass_scores_by_hand():
     assert found["macro_f1"] == pytest.approx((2 / 3 + 0.8 + 0) / 3)
     assert found["weighted_f1"] == pytest.approx((2 / 3 + 3 * 0.8) / 4)
     assert found["pr_auc"] == 1.0  # A and B rank perfectly; C has no true example
+
+
+def test_area_of_a_binary_task_is_that_of_the_positive_label():
+    positive = np.random.default_rng(3).random(2000)
+    truth = (np.random.default_rng(4).random(2000) < 0.2).astype(np.int64)
+    both = np.stack([1 - positive, positive], axis=1)
+    found = {task: scores(both, truth, task)["pr_auc"] for task in ("binary", "multiclass")}
+    areas = [average_precision_score(truth == label, both[:, label]) for label in (0, 1)]
+    assert areas[0] > areas[1] + 0.3
+    assert found["binary"] == pytest.approx(areas[1], abs=5e-3)  # TFMA interpolates
+    assert found["multiclass"] == pytest.approx(np.mean(areas), abs=5e-3)
+    assert scores(both, np.zeros(2000, np.int64), "binary")["pr_auc"] == 0.0
 
 
 def test_multilabel_scores_need_all_labels_right_for_accuracy():

@@ -97,14 +97,20 @@ def test_a_run_learns_writes_its_account_and_removes_its_checkpoint(ran):
     }  # fmt: skip
 
 
+def events_of(args):
+    """By tag, the steps and values of the events that are kept with the model run."""
+    found = {}
+    for file in Path(args.model_run_dir, "logs").glob("events.out.tfevents.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                assert value.metadata.plugin_data.plugin_name == "scalars"
+                found.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+    return found
+
+
 def test_tensorboard_shows_the_losses_rates_and_metrics_of_the_run(ran):
     args, _ = ran
-    (events,) = Path(args.model_run_dir, "logs").glob("events.out.tfevents.*")
-    found = {}
-    for event in tf.compat.v1.train.summary_iterator(str(events)):
-        for value in event.summary.value:
-            assert value.metadata.plugin_data.plugin_name == "scalars"
-            found.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+    found = events_of(args)
     history = read_json(args.model_run_dir, "history.json")
     timing = {"epoch", "texts_per_s", "seconds"}
     assert set(found) == {"train/loss", "train/learning_rate"} | {f"epoch/{key}" for key in set(history[0]) - timing}
@@ -336,9 +342,12 @@ def test_a_run_killed_twice_goes_on_to_the_same_bits(ran, fn_args, weights_alone
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
         assert int(killed.stdout.split()[-1]) == first
     steps = []
+    args.model_run_dir = str(tmp_path / "another run")  # as TFX gives each execution its own
     with progress.listening(lambda event, values: steps.append(values["step"])):
         run_fn(args)
     assert min(steps) == 7
+    first, second = ({tag: set(points) for tag, points in events_of(a).items()} for a in (whole, args))
+    assert first == second, "with what the killed tries had written"
     assert_same_weights(whole.serving_model_dir, tmp_path / "killed" / "export")
     first, second = (read_json(a.model_run_dir, "history.json") for a in (whole, args))
     timing = {"seconds", "texts_per_s"}

@@ -13,11 +13,11 @@ from tensorflow_data_validation.statistics.stats_impl import generate_statistics
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from components.config import ValidationConfig
+from components.config import RESERVED_FEATURES, ValidationConfig
 from components.errors import ConfigError
 from components.schema.curated import read_schema
 from components.schema.infer import example_schema, infer_schema
-from components.statistics.derive import DERIVED_FEATURES, TextMeasurer, replace_texts
+from components.statistics.derive import DERIVED_FEATURES, PAIR_FEATURES, TextMeasurer, replace_texts
 from components.validation import checks
 from components.validation.serving_logs import request_texts
 
@@ -32,8 +32,9 @@ def measurer(tmp_path_factory: pytest.TempPathFactory) -> TextMeasurer:
     return TextMeasurer(str(path), lower_case=False)
 
 
-def batch(texts: list[str], labels: list[str]) -> pa.RecordBatch:
+def batch(texts: list[str], labels: list[str], pairs: list[str] | None = None) -> pa.RecordBatch:
     columns = {
+        **({"text_pair": pa.array([[pair.encode()] for pair in pairs])} if pairs else {}),
         "text": pa.array([[text.encode()] for text in texts]),
         "id": pa.array([[b"patient 7"] for _ in texts]),
         "label": pa.array([[label.encode()] for label in labels]),
@@ -42,9 +43,9 @@ def batch(texts: list[str], labels: list[str]) -> pa.RecordBatch:
 
 
 def statistics(
-    measurer: TextMeasurer, texts: list[str], labels: list[str]
+    measurer: TextMeasurer, texts: list[str], labels: list[str], pairs: list[str] | None = None
 ) -> statistics_pb2.DatasetFeatureStatisticsList:
-    measured = replace_texts(batch(texts, labels), measurer)
+    measured = replace_texts(batch(texts, labels, pairs), measurer, pairs is not None)
     frame = pa.Table.from_batches([measured]).to_pandas().map(lambda cell: cell[0])
     frame["label"] = frame["label"].str.decode("utf-8")
     return tfdv.generate_statistics_from_dataframe(frame)
@@ -71,6 +72,10 @@ def test_measured_batch_holds_no_text_and_no_id(measurer: TextMeasurer) -> None:
     measured = replace_texts(batch(["the trial", "a"], ["no", "yes"]), measurer)
     assert measured.schema.names == ["label", *DERIVED_FEATURES]
     assert measured.column(measured.schema.get_field_index("tokens")).to_pylist() == [[2], [1]]
+
+
+def test_no_column_takes_the_name_of_a_measure() -> None:
+    assert set(RESERVED_FEATURES) >= {*DERIVED_FEATURES, *PAIR_FEATURES}
 
 
 def test_statistics_hold_no_text(measurer: TextMeasurer) -> None:
@@ -149,6 +154,35 @@ def test_good_data_has_no_problems(measurer: TextMeasurer) -> None:
     assert checks.content_problems("train", good, ValidationConfig(), "label", LABELS) == []
 
 
+@pytest.mark.parametrize(
+    ("pairs", "feature", "reason"),
+    [
+        (["\u03b1 a"] * 12, "pair_unknown_tokens", "50.0%"),
+        (["played playing"] * 12, "pair_token_coverage", "0.0% of the words"),
+        ([""] * 12, "pair_tokens", "every row's second text is empty"),
+    ],
+)
+def test_second_texts_are_looked_at_like_the_first(
+    measurer: TextMeasurer, pairs: list[str], feature: str, reason: str
+) -> None:
+    def problems(second: list[str]) -> list[checks.Problem]:
+        found = statistics(measurer, ["the trial."] * 12, LABELS * 6, second)
+        return checks.content_problems("train", found, ValidationConfig(), "label", LABELS)
+
+    assert problems(["a trial", ""] * 6) == []
+    (problem,) = problems(pairs)
+    assert problem.feature == feature
+    assert reason in problem.reason
+
+
+def test_inferred_schema_bounds_the_measures_of_second_texts(measurer: TextMeasurer) -> None:
+    schema = infer_schema([statistics(measurer, ["a"] * 2, LABELS, ["the trial", ""])], LABELS, "label")
+    features = {feature.name: feature for feature in schema.feature}
+    assert set(PAIR_FEATURES) | set(DERIVED_FEATURES) | {"label"} == set(features)
+    assert features["pair_tokens"].int_domain.min == 0
+    assert features["pair_token_coverage"].float_domain.max == 1.0
+
+
 def drift(measurer: TextMeasurer, before: list[str], now: list[str], **bounds: float) -> list[checks.Problem]:
     current = statistics(measurer, ["a trial"] * len(now), now)
     schema = checks.with_comparators(infer_schema([current], LABELS, "label"), ValidationConfig(**bounds), "label")
@@ -167,6 +201,21 @@ def test_label_drift_within_the_bound_and_without_one_passes(measurer: TextMeasu
     before, now = ["no", "yes"] * 10, ["no"] * 12 + ["yes"] * 8
     assert drift(measurer, before, now, label_drift=0.3) == []
     assert drift(measurer, ["no"] * 20, ["yes"] * 20) == []
+
+
+def test_drift_of_lengths_beyond_the_bound_is_refused_of_either_text(measurer: TextMeasurer) -> None:
+    def problems(texts: str, pairs: str, **bounds: float) -> list[str]:
+        before = statistics(measurer, ["a trial"] * 20, LABELS * 10, ["a"] * 20)
+        now = statistics(measurer, [texts] * 20, LABELS * 10, [pairs] * 20)
+        schema = checks.with_comparators(infer_schema([before], LABELS, "label"), ValidationConfig(**bounds), "label")
+        found = checks.comparison_problems(now, schema, before)
+        assert all("drifted from the previous span" in problem.reason for problem in found)
+        return [problem.feature for problem in found]
+
+    assert problems("a trial", "a", length_drift=0.2) == []
+    assert problems("a trial " * 20, "a", length_drift=0.2) == ["tokens"]
+    assert problems("a trial", "the trial " * 20, length_drift=0.2) == ["pair_tokens"]
+    assert problems("a trial " * 20, "the trial " * 20) == []
 
 
 def test_skew_of_lengths_against_serving_is_refused(measurer: TextMeasurer) -> None:
@@ -201,6 +250,9 @@ def test_texts_of_a_logged_request_are_read_from_tensors_of_any_form_and_from_ex
         log = prediction_log_pb2.PredictionLog()
         log.predict_log.request.inputs[name].CopyFrom(tensor)
         assert request_texts(log.SerializeToString()) == expected
+        assert request_texts(log.SerializeToString(), "text_pair") == []
+        log.predict_log.request.inputs["text_pair"].CopyFrom(texts)
+        assert request_texts(log.SerializeToString(), "text_pair") == [b"one", b"two"]
     for kind in ("classify_log", "regress_log", "multi_inference_log"):
         log = prediction_log_pb2.PredictionLog()
         getattr(log, kind).request.input.example_list.examples.extend([one, none, one])
