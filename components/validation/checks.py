@@ -107,8 +107,8 @@ def _vocabulary_problems(
         found.append(
             Problem(
                 split, prefix + COVERAGE,
-                f"{means[COVERAGE]:.1%} of the words stand whole in the vocabulary, below validation.min_token_coverage = "
-                f"{config.min_token_coverage}",
+                f"{means[COVERAGE]:.1%} of the words stand whole in the vocabulary, below "
+                f"validation.min_token_coverage = {config.min_token_coverage}",
                 "Check tokenizer.vocab and tokenizer.lower_case (a cased vocabulary needs lower_case = false)",
             )
         )  # fmt: skip
