@@ -26,9 +26,12 @@ for candidate in "${candidates[@]}"; do
   fi
 done
 # An activated environment may be .venv itself, which a set-up deletes: what it was made from is the interpreter.
+# (sys._base_executable is not always that: where a copy of it is called by a link's name, it is the copy.)
 interpreter=none
 if [ -n "$python" ]; then
-  interpreter=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable or sys.executable))')
+  interpreter=$("$python" -c 'import os, sys
+names = ["%s/bin/python%d.%d" % (sys.base_prefix, *sys.version_info[:2]), sys.executable]
+print(os.path.realpath(next(filter(os.path.exists, names))))')
   "$python" -c 'import sys; sys.exit(sys.prefix != sys.base_prefix)' || python=$interpreter
 fi
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+INTERPRETER = os.path.realpath("{}/bin/python{}.{}".format(sys.base_prefix, *sys.version_info))  # of no environment
 TOOLS = ("bash", "env", "dirname", "sha256sum", "cut", "cat", "awk", "getconf", "uname", "make", "g++", "c++")
 
 
@@ -40,7 +41,7 @@ def machine(tmp_path: Path):
 def python_that(folder: Path, body: str) -> str:
     """An interpreter of which `body`, shell, spoils something: `$2` is the code that it is asked to run."""
     script = folder / "python-spoilt"
-    script.write_text(f'#!{shutil.which("bash")}\n{body}\nexec {sys._base_executable} "$@"\n')
+    script.write_text(f'#!{shutil.which("bash")}\n{body}\nexec {INTERPRETER} "$@"\n')
     script.chmod(0o755)
     return str(script)
 
@@ -132,18 +133,27 @@ def test_second_call_does_nothing_whatever_environment_is_activated(tmp_path: Pa
     for name, body in {
         "getconf": "echo glibc 2.39",
         "uv": f"echo $1 >> {checkout}/calls",
-        "python3": f'[ "$*" != "-m venv .tools/venv" ] || {{ {of_tools}; exit; }}; exec {sys._base_executable} "$@"',
+        "python3": f'[ "$*" != "-m venv .tools/venv" ] || {{ {of_tools}; exit; }}; exec {INTERPRETER} "$@"',
     }.items():
         (tools / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
         (tools / name).chmod(0o755)
-    subprocess.run([sys._base_executable, "-m", "venv", "--without-pip", other], check=True)
-    for activated in (tools, tools, checkout / ".venv" / "bin", other / "bin"):
+    subprocess.run([INTERPRETER, "-m", "venv", "--without-pip", other], check=True)
+    copied = tmp_path / "copied"
+    subprocess.run([INTERPRETER, "-m", "venv", "--without-pip", copied], check=True)
+    (copied / "bin" / "python").unlink()
+    shutil.copy(INTERPRETER, copied / "bin" / "python")  # as where the C library is a private one
+    (copied / "bin" / "python3").unlink(missing_ok=True)
+    (copied / "bin" / "python3").symlink_to("python")
+    for activated in (tools, tools, checkout / ".venv" / "bin", other / "bin", copied / "bin"):
         subprocess.run(
             [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
             env={"PATH": f"{activated}:{tools}:{os.environ['PATH']}"},
         )  # fmt: skip
         assert (checkout / "calls").read_text().splitlines() == ["pip", "pip"], activated
     (checkout / ".venv" / "bootstrap.stamp").unlink()
+    for name in ("python", "python3"):
+        (checkout / ".venv" / "bin" / name).unlink()
+        shutil.copy(copied / "bin" / name, checkout / ".venv" / "bin" / name, follow_symlinks=False)
     subprocess.run(
         [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
         env={"PATH": f"{checkout / '.venv' / 'bin'}:{tools}:{os.environ['PATH']}"},
