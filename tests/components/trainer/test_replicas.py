@@ -35,7 +35,7 @@ def train(replicas, folder, dropout, options, batch_norm=False):
     geometry = BertGeometry(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                             intermediate_size=8, max_position_embeddings=8, hidden_dropout_prob=dropout,
                             attention_probs_dropout_prob=dropout)
-    training = TrainingConfig(batch_size=8, learning_rate=0.01, checkpoint_steps=2, **options)
+    training = TrainingConfig(**{"batch_size": 8, "learning_rate": 0.01, "checkpoint_steps": 2} | options)
     keras.utils.set_random_seed(1)
     with strategy.scope():
         head = HeadConfig(widths=(2,), filters=(4,), dropout=dropout, l2=0.01, batch_norm=batch_norm)
@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
     One process trains them all: logical devices must be made before TensorFlow's first computation.
     """
     runs = [(replicas, 0.0, options) for options in OPTIONS for replicas in (1, 2)] + [(2, 0.3, {"epochs": 2})]
-    runs += [(replicas, 0.0, {"epochs": 3}, True) for replicas in (1, 2)]
+    runs += [(replicas, 0.0, {"epochs": 3, "learning_rate": 1e-9}, True) for replicas in (1, 2)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", _SCRIPT, json.dumps(runs), str(tmp_path_factory.mktemp("replicas"))]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -98,7 +98,7 @@ def test_dropout_works_on_two_replicas(trained):
 @pytest.mark.slow
 def test_statistics_of_batch_normalisation_are_those_of_all_replicas(trained):
     alone, together = trained[2]
-    for (one,), (first, second) in zip(alone, together, strict=True):
-        assert first == second
-        assert first == pytest.approx(one, abs=0.1)
-        assert max(map(abs, first)) > 1e-3
+    assert [first for first, _ in together] == [second for _, second in together]
+    (mean,), (shared, _) = alone[0], together[0]
+    assert max(map(abs, mean)) > 0.05
+    assert shared == pytest.approx(mean, abs=0.02)  # not to the bit: texts are not of equal lengths

@@ -52,7 +52,7 @@ def test_two_workers_train_what_one_does_and_the_chief_alone_exports(fn_args, we
     options = {
         "encoder": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         "head": {"dropout": 0.0},
-        "training": {"accumulate_steps": 2, "ema_decay": 0.5, "batch_size": 8, "stages": STAGES},
+        "training": {"accumulate_steps": 2, "ema_decay": 0.5, "batch_size": 8, "epochs": 5, "stages": STAGES},
     }
     alone, together = fn_args(folder=tmp_path / "alone", **options), fn_args(folder=tmp_path / "together", **options)
     (tmp_path / "args").write_bytes(pickle.dumps(together))
