@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_HOME", os.devnull)
+# What XLA compiles runs once or twice here, so that making it fast takes longer than it saves.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 spare_the_collector()
 
 # What starts a model server, a Beam run or a whole training run is no unit test: `make check` leaves it out.

@@ -37,7 +37,6 @@ def on_tensorflow(tmp_path_factory):
 def test_a_step_of_training_is_that_of_tensorflow(backend, on_tensorflow, environments, tmp_path):
     file, expected = on_tensorflow
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(tmp_path)}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # every shape is compiled, and runs once
     if backend == "torch":  # too large to be fetched for one test
         packages = PEERS / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
         if not (PEERS / "stamp").exists() or not packages.exists():

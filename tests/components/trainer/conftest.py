@@ -87,10 +87,10 @@ def transformed(tmp_path_factory):
         ):
             given = tf.io.parse_example([raw.encode(row) for row in rows], spec)
             found = {
-                name: tf.RaggedTensor.from_sparse(values) if isinstance(values, tf.SparseTensor) else values
-                for name, values in graph.transform_raw_features(given).items()
+                name: (tf.RaggedTensor.from_sparse(v) if isinstance(v, tf.SparseTensor) else v).numpy()
+                for name, v in graph.transform_raw_features(given).items()
             }
-            records = [coder.encode({name: v[n].numpy() for name, v in found.items()}) for n in range(len(rows))]
+            records = [coder.encode({name: values[n] for name, values in found.items()}) for n in range(len(rows))]
             (folder / f"Split-{name}").mkdir()
             for shard in range(shards):
                 path = str(folder / f"Split-{name}" / f"examples-{shard:05d}-of-{shards:05d}.gz")
