@@ -54,9 +54,9 @@ class Embeddings(keras.layers.Layer):
             setattr(self, name, weight)
         self.norm.build((None, g.hidden_size))
 
-    def call(self, batch: Batch, place: Layout, training: bool = False) -> Tensor:
+    def call(self, batch: Batch, positions: Tensor, training: bool = False) -> Tensor:
         x = ops.take(self.word, batch["ids"], axis=0)  # (T, H)
-        x = x + ops.take(self.position, place.positions, axis=0)
+        x = x + ops.take(self.position, positions, axis=0)
         x = x + self._of_segments(batch)
         x = self.norm(ops.cast(x, self.compute_dtype))
         return self.dropout(x, training=training)
@@ -204,7 +204,7 @@ class BertEncoder(keras.layers.Layer):
         return self._lower(batch, layout(batch), blocks, training=False)
 
     def _lower(self, batch: Batch, place: Layout, blocks: int, training: bool) -> Tensor:
-        x = self.embeddings(batch, place, training=training)
+        x = self.embeddings(batch, place.positions, training=training)
         return self._through(self.blocks[:blocks], x, place, training)
 
     @staticmethod

@@ -26,11 +26,13 @@ MODELS = {
 RATE = 0.1
 
 
-def batch_of(segments: int, max_length: int) -> dict[str, np.ndarray]:
+def batch_of(segments: int, windows: bool) -> dict[str, np.ndarray]:
     """Packed texts, some shorter than a filter is wide and one longer than a window."""
     rng = np.random.default_rng(0)
     lengths = np.array([2, 3, 24, 5, 11], np.int32)
     batch = {"ids": rng.integers(0, 30, lengths.sum()).astype(np.int32), "row_lengths": lengths}
+    if not windows:  # of which no shape is known beforehand
+        batch["steps"] = np.arange(lengths.max(), dtype=np.int32)
     if segments > 1:
         batch["segments"] = np.concatenate([(np.arange(n) >= n // 2).astype(np.int32) for n in lengths])
     return batch
@@ -42,7 +44,7 @@ def build(name: str) -> tuple[TextClassifier, dict[str, np.ndarray]]:
     head = HeadConfig(kind=kind, widths=(2, 5), filters=(3, 4), dropout=0.0, dense_units=4, l2=0.01)
     max_length = 24 if overlap is None else 8
     model = build_classifier(GEOMETRY, head, "multiclass", 3, segments, max_length, overlap=overlap)
-    return model, batch_of(segments, max_length)
+    return model, batch_of(segments, overlap is not None)
 
 
 def step(model: TextClassifier, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -53,6 +55,10 @@ def step(model: TextClassifier, batch: dict[str, np.ndarray]) -> dict[str, np.nd
         return ops.mean(example_losses(logits, truth, "multiclass"))
 
     trainable = model.trainable_variables
+
+    def infer():
+        return model(batch, training=False)
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -63,12 +69,16 @@ def step(model: TextClassifier, batch: dict[str, np.ndarray]) -> dict[str, np.nd
     elif keras.backend.backend() == "jax":
         import jax
 
-        def stateless(values):
-            others = [v.value for v in model.non_trainable_variables]
+        def stateless(values, others):
             logits, others = model.stateless_call(values, others, batch, training=True)
             return loss_of(logits), (logits, others)
 
-        gradients, (logits, others) = jax.grad(stateless, has_aux=True)([v.value for v in trainable])
+        def values():
+            return [[v.value for v in group] for group in (trainable, model.non_trainable_variables)]
+
+        compiled = jax.jit if "steps" in batch else lambda function: function  # as one trains, where shapes are known
+        gradients, (logits, others) = compiled(jax.grad(stateless, has_aux=True))(*values())
+        infer = lambda: compiled(lambda *v: model.stateless_call(*v, batch, training=False)[0])(*values())  # noqa: E731
         for variable, value in zip(model.non_trainable_variables, others, strict=True):
             variable.assign(value)
     else:
@@ -79,7 +89,7 @@ def step(model: TextClassifier, batch: dict[str, np.ndarray]) -> dict[str, np.nd
     for n, (variable, gradient) in enumerate(zip(trainable, gradients, strict=True)):
         found[f"gradient-{n}"] = ops.convert_to_numpy(gradient)
         variable.assign(ops.convert_to_numpy(variable) - RATE * found[f"gradient-{n}"])
-    return found | {"after": ops.convert_to_numpy(model(batch, training=False))}
+    return found | {"after": ops.convert_to_numpy(infer())}
 
 
 def main(weights: str, out: str) -> None:
