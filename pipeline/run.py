@@ -86,15 +86,10 @@ def _settled(root: Path, config: Config, fingerprint: str) -> dict[str, Any] | N
                 return None
             if _serving_refused(record):  # that may have been the machine's fault
                 return None
-            if record["status"] == "not_blessed" and record.get("live") != _live(config):
+            if record["status"] == "not_blessed" and record.get("live") != base_path.live_number(config.serving_dir):
                 return None
             return record
     return None
-
-
-def _live(config: Config) -> int | None:
-    live = base_path.live(config.serving_dir)
-    return None if live is None else live[0]
 
 
 def _still_there(config: Config, record: dict[str, Any]) -> bool:
@@ -119,7 +114,7 @@ def _execute(
     run_id = records.new_run_id(root)
     log = root / "logs" / f"{run_id}.log"
     record = {**blank_record(), "run_id": run_id, "name": config.name, "fingerprint": fingerprint, "log": str(log)}
-    record.update(trigger=trigger, status=records.INTERRUPTED, live=_live(config))
+    record.update(trigger=trigger, status=records.INTERRUPTED, live=base_path.live_number(config.serving_dir))
     seconds: dict[str, float] = {}
 
     def timed() -> dict[str, Any]:

@@ -87,8 +87,8 @@ class TextEvaluator(Evaluator):
             "code": code,
         }
         if serving_dir is not None:
-            live = base_path.live(Path(serving_dir))
-            custom_config["serving_dir"], custom_config["live"] = serving_dir, None if live is None else live[0]
+            # The live version is an input too: a result from the cache would be wrong once another is there.
+            custom_config |= {"serving_dir": serving_dir, "live": base_path.live_number(Path(serving_dir))}
         if guard:
             custom_config["guard"] = True
         if export is not None and export.precision != "float32":

@@ -91,6 +91,12 @@ def live(serving_dir: Path) -> tuple[int, Path] | None:
     return max(published(serving_dir).items(), default=None)
 
 
+def live_number(serving_dir: Path) -> int | None:
+    """The number of the version that a model server serves; None where there is none."""
+    found = live(serving_dir)
+    return None if found is None else found[0]
+
+
 def rolled_back(serving_dir: Path) -> dict[int, Path]:
     """The versions that a rollback took away and that `restore` can bring back, oldest first."""
     return numbered(serving_dir / ROLLED_BACK)

@@ -74,7 +74,7 @@ class Push(base_component.BaseComponent):
             # What stands in the base path is an input too: a result from the cache would be wrong once versions
             # have come or gone.
             "state": {
-                "live": (base_path.live(folder) or (0,))[0],
+                "live": base_path.live_number(folder) or 0,
                 "rolled_back": list(base_path.rolled_back(folder)),
             },
         }

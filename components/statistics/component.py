@@ -17,7 +17,7 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from components.statistics.derive import DERIVED_FEATURES, PAIR_FEATURES, TextMeasurer, replace_texts
+from components.statistics.derive import DERIVED_FEATURES, TextMeasurer, replace_texts
 
 
 class MeasureTexts(beam.DoFn):
@@ -92,7 +92,7 @@ class TextStatisticsGen(base_beam_component.BaseBeamComponent):
         config = {
             "vocab_file": vocab_file,
             "lower_case": lower_case,
-            "derived": DERIVED_FEATURES + (PAIR_FEATURES if pairs else ()),
+            "derived": DERIVED_FEATURES,
             "pairs": pairs,
             "code": code,
         }

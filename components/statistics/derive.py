@@ -18,6 +18,7 @@ CHARACTERS, TOKENS, UNKNOWN, COVERAGE = "characters", "tokens", "unknown_tokens"
 DERIVED_FEATURES = (CHARACTERS, TOKENS, UNKNOWN, COVERAGE)
 PAIR = "pair_"  # before the names of the same measures of `text_pair`, where that is a column of the data
 PAIR_FEATURES = tuple(PAIR + name for name in DERIVED_FEATURES)
+PREFIXES = {"text": "", "text_pair": PAIR}  # of the measures' names, by the feature that is measured
 
 
 class TextMeasurer:
@@ -77,8 +78,8 @@ def replace_texts(batch: pa.RecordBatch, measurer: TextMeasurer, pairs: bool = F
     columns = {
         name: batch.column(index) for index, name in enumerate(batch.schema.names) if name not in PRIVATE_FEATURES
     }
-    for feature, prefix in (("text", ""), ("text_pair", PAIR))[: 1 + pairs]:
+    for feature in ("text", "text_pair") if pairs else ("text",):
         index = batch.schema.get_field_index(feature)  # -1: no row of the batch has it
         found = batch.column(index).to_pylist() if index >= 0 else [None] * batch.num_rows
-        columns |= measured_columns([values[0] if values else b"" for values in found], measurer, prefix)
+        columns |= measured_columns([values[0] if values else b"" for values in found], measurer, PREFIXES[feature])
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))

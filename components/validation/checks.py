@@ -75,10 +75,11 @@ def content_problems(
                     "Add rows of these labels, take the labels out of the configuration, or lower the bound",
                 )
             )  # fmt: skip
-    for prefix in ("", PAIR)[: 1 + (PAIR + TOKENS in features)]:
+    has_pairs = PAIR + TOKENS in features
+    for prefix in ("", PAIR) if has_pairs else ("",):
         means = {measure: features[prefix + measure].num_stats.mean for measure in (TOKENS, UNKNOWN, COVERAGE)}
         found += _vocabulary_problems(split, prefix, means, config)
-    if PAIR + TOKENS in features and not features[PAIR + TOKENS].num_stats.max:
+    if has_pairs and not features[PAIR + TOKENS].num_stats.max:
         found.append(
             Problem(
                 split, PAIR + TOKENS, "every row's second text is empty",

@@ -12,7 +12,7 @@ import apache_beam as beam
 import pyarrow as pa
 import tensorflow_data_validation as tfdv
 
-from components.statistics.derive import PAIR, TextMeasurer, measured_columns
+from components.statistics.derive import PREFIXES, TextMeasurer, measured_columns
 
 
 class MeasureRequests(beam.DoFn):
@@ -25,7 +25,7 @@ class MeasureRequests(beam.DoFn):
         self._measurer = TextMeasurer(self._vocab_file, self._lower_case)
 
     def process(self, records: list[bytes]) -> Iterable[pa.RecordBatch]:
-        for feature, prefix in (("text", ""), ("text_pair", PAIR)):
+        for feature, prefix in PREFIXES.items():
             texts = [text for record in records for text in request_texts(record, feature)]
             if texts:
                 columns = measured_columns(texts, self._measurer, prefix)

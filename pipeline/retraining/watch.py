@@ -157,7 +157,7 @@ class ServerWatch:
 
     def before(self) -> Before:
         """Looks at the server before a run; so few requests that they are not judged say nothing of their share."""
-        seen = self._look(max(base_path.published(self._serving_dir), default=0))
+        seen = self._look(base_path.live_number(self._serving_dir) or 0)
         if seen.counts is None or seen.counts.requests < self._config.min_requests:
             return Before(seen.reached)
         return Before(seen.reached, seen.counts.error_share)

@@ -144,21 +144,21 @@ def test_second_call_does_nothing_whatever_environment_is_activated(tmp_path: Pa
     shutil.copy(INTERPRETER, copied / "bin" / "python")  # as where the C library is a private one
     (copied / "bin" / "python3").unlink(missing_ok=True)
     (copied / "bin" / "python3").symlink_to("python")
-    for activated in (tools, tools, checkout / ".venv" / "bin", other / "bin", copied / "bin"):
+
+    def calls_after(activated: Path) -> list[str]:
         subprocess.run(
             [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
             env={"PATH": f"{activated}:{tools}:{os.environ['PATH']}"},
         )  # fmt: skip
-        assert (checkout / "calls").read_text().splitlines() == ["pip", "pip"], activated
+        return (checkout / "calls").read_text().splitlines()
+
+    for activated in (tools, tools, checkout / ".venv" / "bin", other / "bin", copied / "bin"):
+        assert calls_after(activated) == ["pip", "pip"], activated
     (checkout / ".venv" / "bootstrap.stamp").unlink()
     for name in ("python", "python3"):
         (checkout / ".venv" / "bin" / name).unlink()
         shutil.copy(copied / "bin" / name, checkout / ".venv" / "bin" / name, follow_symlinks=False)
-    subprocess.run(
-        [checkout / "deploy" / "bootstrap" / "bootstrap.sh"], check=True, capture_output=True, timeout=60,
-        env={"PATH": f"{checkout / '.venv' / 'bin'}:{tools}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    assert (checkout / "calls").read_text().splitlines() == ["pip"] * 4
+    assert calls_after(checkout / ".venv" / "bin") == ["pip"] * 4
 
 
 def test_uv_takes_pins_of_builds_from_a_folder_with_a_space(environments, tmp_path: Path) -> None:

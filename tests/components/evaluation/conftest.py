@@ -101,7 +101,7 @@ class Workshop:
 
     def evaluate(
         self, examples, model, task, labels, evaluation: EvaluationConfig, blessed=None, slices=(), pairs=False,
-        export=None, guard=False, serving_dir=None,
+        export=None, guard=False,
     ) -> SimpleNamespace:  # fmt: skip
         """Runs the evaluator's executor: both reports, the blessing and its files, the folder."""
         from components.evaluation.executor import Executor
@@ -116,7 +116,6 @@ class Workshop:
             "pairs": pairs,
             "guard": guard,
             "neighbours": False,
-            "serving_dir": serving_dir,
         } | ({"export": export.model_dump(mode="json")} if export else {})
         context = Executor.Context(
             # An image, though none is used: else TFX builds a source package of itself for workers, for seconds.
