@@ -248,10 +248,14 @@ def _chunked(compute: Any, pairs: bool, shortest: int) -> _OnRagged:
     """
     outputs = compute.get_concrete_function().structured_outputs
 
-    def in_chunks(ragged: dict[str, tf.RaggedTensor], lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+    def on_ragged(ragged: dict[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), shortest)
         order = tf.argsort(lengths, direction="DESCENDING", stable=True)
         count = tf.size(lengths)
-        empty = {n: tf.TensorArray(v.dtype, 0, dynamic_size=True, infer_shape=False) for n, v in outputs.items()}
+        empty = {
+            n: tf.TensorArray(v.dtype, 0, dynamic_size=True, infer_shape=False, element_shape=v.shape)
+            for n, v in outputs.items()
+        }
 
         def chunk(start: tf.Tensor, number: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[Any, ...]:
             size = tf.maximum(_CHUNK_TOKENS // lengths[order[start]], 1)
@@ -259,14 +263,8 @@ def _chunked(compute: Any, pairs: bool, shortest: int) -> _OnRagged:
             return start + size, number + 1, {n: array.write(number, found[n]) for n, array in arrays.items()}
 
         *_, arrays = tf.while_loop(lambda start, *_: start < count, chunk, (0, 0, empty), parallel_iterations=1)
-        back = tf.argsort(order)
-        return {name: tf.gather(array.concat(), back) for name, array in arrays.items()}
-
-    def on_ragged(ragged: dict[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
-        lengths = tf.maximum(tf.cast(ragged["input_ids"].row_lengths(), tf.int32), shortest)
-        found = tf.cond(
-            tf.size(lengths) < 2, lambda: compute(_packed(ragged, pairs)), lambda: in_chunks(ragged, lengths)
-        )
+        back = tf.math.invert_permutation(order)
+        found = {name: tf.gather(array.concat(), back) for name, array in arrays.items()}
         return {name: tf.ensure_shape(values, outputs[name].shape) for name, values in found.items()}
 
     return on_ragged
