@@ -17,6 +17,7 @@ from components.errors import ServingError
 _LISTENS = re.compile(rb"^listening on grpc (\S+:\d+)\s*$", re.MULTILINE)
 _REFUSED = b"Failed to start server"  # how the server, as TensorFlow Serving, ends when a model does not load
 _STOP_TIMEOUT_S = 15.0
+SERVER: tuple[str, ...] = (sys.executable, "-m", "serving.server")
 # No verdict on the model: what took too long here may be quick on a machine that has less to do.
 OVERLOADED = "run again when the machine has less to do, or raise serving.load_timeout_s"
 
@@ -36,7 +37,7 @@ class ServerProcess:
       model_name: what to serve it as.
       log: a file for what the server writes.
       timeout_s: how long it may take to load the model.
-      server: the program; None: `python -m serving.server`.
+      server: the program; None: `SERVER`.
 
     Attributes:
       address: HOST:PORT of its gRPC service.
@@ -47,7 +48,7 @@ class ServerProcess:
     def __init__(
         self, base_path: Path, model_name: str, log: Path, timeout_s: float, server: Sequence[str] | None = None
     ) -> None:
-        program = list(server or [sys.executable, "-m", "serving.server"])
+        program = list(server or SERVER)
         flags = [
             "--port=0", f"--model_name={model_name}", f"--model_base_path={base_path}",
             "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0",

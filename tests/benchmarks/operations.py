@@ -3,9 +3,10 @@
     python tests/benchmarks/operations.py runs/default/serving/biobert_cnn/VERSION --batches 1 8 32
     python tests/benchmarks/inference.py --keep FOLDER --no-peers && python tests/benchmarks/operations.py FOLDER/int8
 
-The texts are shipped sentences, 64 of them or one batch, as they come. For each batch size: texts/s without a trace
-(median of five passes), and from traced passes each operation's share of the time in operations, how many a batch has,
-and the mean of one. Operations run side by side on the cores, so that their times may add up to more than the wall's.
+The texts are shipped sentences, or abstracts (`--abstracts`), 64 of them or one batch, as they come. For each batch
+size: texts/s without a trace (median of five passes), and from traced passes each operation's share of the time in
+operations, how many a batch has, and the mean of one. Operations run side by side on the cores, so that their times may
+add up to more than the wall's.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ TEXTS = 64
 OUTER = {"If", "StatelessIf", "PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"}
 
 
-def profile(model: str, batch: int, operations: int) -> None:
+def profile(model: str, batch: int, operations: int, abstracts: bool) -> None:
     """Prints the table of one batch size."""
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         signature = tf.compat.v1.saved_model.load(session, ["serve"], model).signature_def["serving_default"]
-        sentences = read_texts()[0][: max(TEXTS, batch)]
+        chosen = read_texts()[abstracts][: max(TEXTS, batch)]
         feeds = []
-        for first in range(0, len(sentences), batch):
-            texts = sentences[first : first + batch]
+        for first in range(0, len(chosen), batch):
+            texts = chosen[first : first + batch]
             values = {"text": texts, "text_pair": [""] * len(texts)}
             feeds.append({info.name: values[name] for name, info in signature.inputs.items()})
         fetches = [info.name for info in signature.outputs.values()]
@@ -69,7 +70,7 @@ def profile(model: str, batch: int, operations: int) -> None:
                         count[name] += 1
     total = sum(spent.values())
     print(
-        f"\nbatch {batch}: {len(sentences) / seconds:.1f} texts/s, {seconds / len(feeds) * 1e3:.1f} ms a batch, "
+        f"\nbatch {batch}: {len(chosen) / seconds:.1f} texts/s, {seconds / len(feeds) * 1e3:.1f} ms a batch, "
         f"{total / len(feeds) / 1e3:.1f} ms in operations"
     )
     for name, microseconds in spent.most_common(operations):
@@ -84,10 +85,11 @@ def main() -> None:
     parser.add_argument("model", help="the SavedModel's folder")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--operations", type=int, default=12, help="how many to print, the longest first")
+    parser.add_argument("--abstracts", action="store_true", help="long texts")
     arguments = parser.parse_args()
     tf.get_logger().setLevel("ERROR")
     for batch in arguments.batches:
-        profile(arguments.model, batch, arguments.operations)
+        profile(arguments.model, batch, arguments.operations, arguments.abstracts)
 
 
 if __name__ == "__main__":

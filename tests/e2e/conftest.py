@@ -167,7 +167,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def warm_process(home: Path, *options: str) -> Iterator[subprocess.Popen]:
     """warm.py, ready."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "HOME": str(home)}
+    paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": paths, "HOME": str(home)}
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("warm.py")), *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,

@@ -12,6 +12,8 @@ import os
 import socket
 import sys
 
+from fork_server import serve_by_forks
+
 import pipeline.graph
 import pipeline.local  # noqa: F401
 from pipeline.cli import app
@@ -39,6 +41,7 @@ def run_child(argv: list[str], output: int, lock: int, log: str) -> None:
 def main() -> None:
     address, log = sys.argv[1:]
     spare_the_collector()
+    serve_by_forks()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()

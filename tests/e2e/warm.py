@@ -5,6 +5,8 @@ child runs and `exit N STATUS` when it has ended (STATUS is negative for a signa
 it the command is `python -m module argv…` instead of `biobert-cnn argv…`; "environment" is added to the child's. What a
 schedule starts as processes of their own (`launch.run_json`) are forks, too; `Project.process` has real ones.
 
+A run's model server is a fork, too (fork_server.py), but for "module" commands, which are what containers run.
+
 With `--libraries` it has imported TFX alone and nothing of this project: what a module leaves out shows in the fork.
 """
 
@@ -14,6 +16,8 @@ import os
 import runpy
 import sys
 import tempfile
+
+from fork_server import serve_by_forks
 
 from pipeline.environment import library_settings, spare_the_collector
 
@@ -28,6 +32,10 @@ def run_child(request: dict) -> None:
     os.environ.update(request.get("environment", {}))
     try:
         if "module" in request:
+            if not request.get("forked_server"):
+                from components.serving_check import server_process
+
+                server_process.SERVER = (sys.executable, "-m", "serving.server")
             sys.argv = [request["module"], *request["argv"]]
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         else:
@@ -50,7 +58,7 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
         pid = os.fork()
         if pid == 0:
             run_child({"module": command[2], "argv": command[3:], "cwd": os.getcwd(), "stdout": output.name,
-                       "stderr": str(log)})  # fmt: skip
+                       "stderr": str(log), "forked_server": True})  # fmt: skip
         os.waitpid(pid, 0)
         return json.loads(output.readlines()[-1])
 
@@ -69,6 +77,7 @@ def main() -> None:
         from pipeline.retraining import launch, measure_process
 
         launch.run_json = measure_process.run_json = run_json
+        serve_by_forks()
     gc.freeze()  # what is shared with the forks stays shared
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
