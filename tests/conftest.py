@@ -25,6 +25,7 @@ spare_the_collector()
 SERVERS = {"serve", "spawn"}
 BEAM_RUNS = {"multiclass", "workshop", "sections", "transform"}
 TRAINING_RUNS = {"make_fn_args", "staged", "averaged"}
+LONG = [ROOT / "tests" / name for name in ("e2e", "serving")]
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
@@ -32,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (SERVERS | BEAM_RUNS | TRAINING_RUNS) & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    # Whole runs first and what waits next: at the end, short tests keep all workers busy to the last.
+    items.sort(key=lambda item: [folder in item.path.parents for folder in LONG], reverse=True)
 
 
 def _seed() -> None:

@@ -3,10 +3,10 @@
     python tests/benchmarks/operations.py runs/default/serving/biobert_cnn/VERSION --batches 1 8 32
     python tests/benchmarks/inference.py --keep FOLDER --no-peers && python tests/benchmarks/operations.py FOLDER/int8
 
-The texts are shipped sentences, or abstracts (`--abstracts`), 64 of them or one batch, as they come. For each batch
-size: texts/s without a trace (median of five passes), and from traced passes each operation's share of the time in
-operations, how many a batch has, and the mean of one. Operations run side by side on the cores, so that their times may
-add up to more than the wall's.
+The texts are shipped sentences, or abstracts (`--abstracts`), as they come, one batch at least. For each batch size:
+texts/s without a trace (median of five passes), and from traced passes each operation's share of the time in
+operations, how many a batch has, and the mean of one. Operations run side by side on the cores, so that their times
+may add up to more than the wall's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
@@ -29,17 +30,16 @@ import tensorflow_text  # noqa: E402, F401
 from inference import read_texts  # noqa: E402
 from tensorflow.core.protobuf import config_pb2  # noqa: E402
 
-TEXTS = 64
 # They hold other operations, whose time is counted already.
 OUTER = {"If", "StatelessIf", "PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"}
 
 
-def profile(model: str, batch: int, operations: int, abstracts: bool) -> None:
+def profile(model: str, batch: int, operations: int, abstracts: bool, most: int) -> None:
     """Prints the table of one batch size."""
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         signature = tf.compat.v1.saved_model.load(session, ["serve"], model).signature_def["serving_default"]
-        chosen = read_texts()[abstracts][: max(TEXTS, batch)]
+        chosen = read_texts()[abstracts][: max(most, batch)]
         feeds = []
         for first in range(0, len(chosen), batch):
             texts = chosen[first : first + batch]
@@ -86,10 +86,11 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--operations", type=int, default=12, help="how many to print, the longest first")
     parser.add_argument("--abstracts", action="store_true", help="long texts")
+    parser.add_argument("--texts", type=int, default=64)
     arguments = parser.parse_args()
     tf.get_logger().setLevel("ERROR")
     for batch in arguments.batches:
-        profile(arguments.model, batch, arguments.operations, arguments.abstracts)
+        profile(arguments.model, batch, arguments.operations, arguments.abstracts, arguments.texts)
 
 
 if __name__ == "__main__":
