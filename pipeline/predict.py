@@ -5,7 +5,6 @@ TensorFlow is imported when a model is loaded, and not before.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -64,7 +63,6 @@ class Predictor:
     """
 
     def __init__(self, path: Path, batch_size: int = BATCH_SIZE, threads: int = 0) -> None:
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in the server
         import tensorflow as tf
         import tensorflow_text  # noqa: F401  registers the ops of the tokeniser
 
