@@ -1,6 +1,6 @@
 """A run's model server as a fork of a process that has imported TensorFlow, in place of `python -m serving.server`.
 
-    python -SE fork_server.py SOCKET [FLAG …]
+    python -SE fork_server.py NAME [FLAG …]
 
 That is the program which the serving check starts: it has the fork write where it writes itself and ends with the
 fork's status; when it is ended, so is the fork. The tests of the serving check, of containers and of the server have
@@ -14,24 +14,21 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def serve_by_forks() -> None:
-    """From now on the serving check of this process and of its forks has servers that are forks of one made here."""
-    from components.serving_check import server_process
-
-    address = f"{tempfile.mkdtemp(prefix='servers-')}/socket"
+def serve_by_forks() -> tuple[str, ...]:
+    """The program, for `server_process.SERVER`; its forks are of a process that is made here and ends with this one."""
+    name = f"servers-{os.getpid()}"
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
+    listener.bind(f"\0{name}")  # no file: unix(7)
     listener.listen()
     if os.fork() == 0:
         _fork_for_each(listener)
     listener.close()
-    server_process.SERVER = (sys.executable, "-SE", os.path.abspath(__file__), address)
+    return sys.executable, "-SE", os.path.abspath(__file__), name
 
 
 def _fork_for_each(listener: socket.socket) -> None:
@@ -83,7 +80,7 @@ def _serve(client: socket.socket, flags: list[str], outputs: list[int]) -> None:
 
 if __name__ == "__main__":
     with socket.socket(socket.AF_UNIX) as server:
-        server.connect(sys.argv[1])
+        server.connect(f"\0{sys.argv[1]}")
         socket.send_fds(server, [json.dumps(sys.argv[2:]).encode()], [1, 2])
         ended = server.recv(16)
     if not ended:

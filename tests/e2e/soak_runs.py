@@ -16,6 +16,7 @@ from fork_server import serve_by_forks
 
 import pipeline.graph
 import pipeline.local  # noqa: F401
+from components.serving_check import server_process
 from pipeline.cli import app
 from pipeline.environment import spare_the_collector
 
@@ -41,7 +42,7 @@ def run_child(argv: list[str], output: int, lock: int, log: str) -> None:
 def main() -> None:
     address, log = sys.argv[1:]
     spare_the_collector()
-    serve_by_forks()
+    server_process.SERVER = serve_by_forks()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()

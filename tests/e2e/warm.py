@@ -22,7 +22,7 @@ from fork_server import serve_by_forks
 from pipeline.environment import library_settings, spare_the_collector
 
 
-def run_child(request: dict) -> None:
+def run_child(request: dict, server: tuple[str, ...] = ()) -> None:
     os.setsid()
     os.chdir(request["cwd"])
     for target, name in ((1, "stdout"), (2, "stderr")):
@@ -32,13 +32,13 @@ def run_child(request: dict) -> None:
     os.environ.update(request.get("environment", {}))
     try:
         if "module" in request:
-            if not request.get("forked_server"):
-                from components.serving_check import server_process
-
-                server_process.SERVER = (sys.executable, "-m", "serving.server")
             sys.argv = [request["module"], *request["argv"]]
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         else:
+            if server:
+                from components.serving_check import server_process
+
+                server_process.SERVER = server
             from pipeline.cli import app
 
             app(request["argv"], standalone_mode=True)
@@ -58,7 +58,7 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
         pid = os.fork()
         if pid == 0:
             run_child({"module": command[2], "argv": command[3:], "cwd": os.getcwd(), "stdout": output.name,
-                       "stderr": str(log), "forked_server": True})  # fmt: skip
+                       "stderr": str(log)})  # fmt: skip
         os.waitpid(pid, 0)
         return json.loads(output.readlines()[-1])
 
@@ -66,6 +66,7 @@ def run_json(command, log, stop, timeout_s=None, lock=None) -> dict:
 def main() -> None:
     os.environ.update(library_settings())
     spare_the_collector()
+    server: tuple[str, ...] = ()
     if "--libraries" in sys.argv:
         import tfx.components  # noqa: F401
 
@@ -77,7 +78,7 @@ def main() -> None:
         from pipeline.retraining import launch, measure_process
 
         launch.run_json = measure_process.run_json = run_json
-        serve_by_forks()
+        server = serve_by_forks()
     gc.freeze()  # what is shared with the forks stays shared
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
@@ -85,7 +86,7 @@ def main() -> None:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            run_child(request)
+            run_child(request, server)
         print(f"pid {pid}", file=answers)
         _, status = os.waitpid(pid, 0)
         print(f"exit {pid} {os.waitstatus_to_exitcode(status)}", file=answers)
