@@ -42,6 +42,18 @@ def _seed() -> None:
         keras.utils.set_random_seed(0)
 
 
+def _computes_by() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("TF_", "ONEDNN_", "XLA_"))}
+
+
+@pytest.fixture(autouse=True)
+def computes_as_before() -> Iterator[None]:
+    """A test leaves what TensorFlow goes by as it was: processes of later tests would round otherwise than this one."""
+    before = _computes_by()
+    yield
+    assert _computes_by() == before
+
+
 @pytest.fixture(autouse=True)
 def beam_remembers() -> None:
     """As in a pipeline run, where Beam is imported."""

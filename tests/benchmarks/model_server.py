@@ -40,9 +40,6 @@ import time
 from concurrent import futures
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import grpc  # noqa: E402
@@ -307,6 +304,9 @@ def main() -> int:
     parser.add_argument("--flag", action="append", default=[], help="a further flag of the server")
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     if args.echo:
         echo_server()
         return 0
