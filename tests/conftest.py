@@ -51,7 +51,11 @@ def computes_as_before() -> Iterator[None]:
     """A test leaves what TensorFlow goes by as it was: processes of later tests would round otherwise than this one."""
     before = _computes_by()
     yield
-    assert _computes_by() == before
+    after = _computes_by()
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before
 
 
 @pytest.fixture(autouse=True)

@@ -304,9 +304,6 @@ def main() -> int:
     parser.add_argument("--flag", action="append", default=[], help="a further flag of the server")
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     if args.echo:
         echo_server()
         return 0
@@ -349,4 +346,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     sys.exit(main())
