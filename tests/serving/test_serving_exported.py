@@ -95,7 +95,9 @@ def test_one_long_text_does_not_make_sixty_short_ones_pay(served, serve, exporte
     size = ":tensorflow:serving:batching_session:processed_batch_size"
     tokens, padded = ":biobert_cnn:serving:tokens", ":biobert_cnn:serving:padded_tokens"
     in_flight = ":biobert_cnn:serving:requests_in_flight"
+    asked = ":tensorflow:serving:batching_session:input_batch_size_count"
     calls = [call.future(make(text), 600) for text in shorts[:30]]
+    eventually(lambda: metrics(served).get(asked) == 30)  # the oldest, which others join, is a short one
     long = call.future(make(LONG), 600)
     calls += [call.future(make(text), 600) for text in shorts[30:59]]
     eventually(lambda: metrics(served).get(in_flight) == 60)
