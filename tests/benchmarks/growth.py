@@ -20,24 +20,9 @@ import time
 from pathlib import Path
 
 from ingest import ROOT, repeat_data
+from process_usage import resident_mib
 
 STEPS = ("examples", "statistics", "transform")
-
-
-def resident_mib(pid: int) -> float:
-    """What a process and its descendants hold in memory, MiB; shared pages count once (PSS where readable)."""
-    total = 0
-    waiting = [pid]
-    while waiting:
-        current = waiting.pop()
-        try:
-            rollup = Path(f"/proc/{current}/smaps_rollup").read_text()
-            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-            for task in Path(f"/proc/{current}/task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended while it was looked at
-    return total / 1024
 
 
 def run(rows: int, mode: str, folder: Path) -> dict[str, float]:

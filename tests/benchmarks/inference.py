@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from process_usage import peak_mib
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
 HERE = Path(__file__).resolve().parent
@@ -184,9 +186,7 @@ class Contestant:
         raise SystemExit(f"{self.name} ended:\n{self._log.read_text()[-2000:]}")
 
     def peak_mib(self) -> float:
-        """The most memory that it has held (Linux only: /proc)."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        return peak_mib(self._process.pid)
 
     def close(self) -> None:
         assert self._process.stdin is not None

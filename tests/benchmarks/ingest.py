@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+from process_usage import descendants, peak_mib
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "pipeline" / "data" / "pmc_rct_sections"
 LABELS = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
@@ -74,7 +76,7 @@ def _ingest(folder: str, output: str, workers: int, neighbours: bool) -> dict[st
     Path(output).mkdir(parents=True)
     executor = TextExampleGenExecutor(BaseBeamExecutor.Context(beam_pipeline_args=arguments))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: importing peaks above what it leaves
-    imports = _peak_mib()
+    imports = peak_mib()
     workers_peak = _WorkersPeak()
     start = time.perf_counter()
     with workers_peak:
@@ -85,14 +87,9 @@ def _ingest(folder: str, output: str, workers: int, neighbours: bool) -> dict[st
         "rows": report["rows"],
         "seconds": seconds,
         "imports_mib": imports,
-        "mib": _peak_mib() - imports,
+        "mib": peak_mib() - imports,
         "worker_mib": workers_peak.mib,
     }
-
-
-def _peak_mib(process: str = "self") -> float:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 class _WorkersPeak(threading.Thread):
@@ -115,19 +112,10 @@ class _WorkersPeak(threading.Thread):
 
     def run(self) -> None:
         while not self._end.wait(0.2):
-            for process in _descendants("self"):
+            for process in descendants():
                 with contextlib.suppress(OSError, IndexError):  # it may have ended
                     if b"sdk_worker_main" in Path(f"/proc/{process}/cmdline").read_bytes():
-                        self.mib = max(self.mib, _peak_mib(process))
-
-
-def _descendants(process: str) -> list[str]:
-    children = []
-    with contextlib.suppress(OSError):  # a process or a thread may have ended
-        for task in Path(f"/proc/{process}/task").iterdir():
-            with contextlib.suppress(OSError):
-                children += (task / "children").read_text().split()
-    return children + [more for child in children for more in _descendants(child)]
+                        self.mib = max(self.mib, peak_mib(process))
 
 
 def main() -> None:

@@ -18,13 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+from process_usage import anonymous_mib
+
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURES = ("serving_default", "serialized_examples", "classify", "explain", "tokens")
 TEXT = b"Patients were randomly assigned to receive aspirin or placebo for twelve weeks."
-
-
-def memory_mib() -> float:
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
 
 
 def load(folder: str) -> dict[str, float]:
@@ -40,7 +38,7 @@ def load(folder: str) -> dict[str, float]:
     texts = {"text": TEXT, "text_pair": b""}
     feature = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text])) for name, text in texts.items()}
     example = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
-    before, found, at = memory_mib(), {}, time.process_time()
+    before, found, at = anonymous_mib(), {}, time.process_time()
     runner = SessionRunner(folder, ["serve"], config_pb2.ConfigProto())
     found["load"], at = time.process_time() - at, time.process_time()
     for name in SIGNATURES:
@@ -49,7 +47,7 @@ def load(folder: str) -> dict[str, float]:
         runner.run(feeds, [info.name for info in signature.outputs.values()])
         found[name], at = time.process_time() - at, time.process_time()
     found["all"] = sum(found.values())
-    return found | {"memory, MiB": memory_mib() - before}
+    return found | {"memory, MiB": anonymous_mib() - before}
 
 
 def main() -> None:

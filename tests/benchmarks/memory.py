@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the server
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from process_usage import anonymous_mib
 from server_load import read_texts
 
 TEXTS = 2_000
@@ -45,9 +46,7 @@ def c_library() -> ctypes.CDLL:
 
 
 def show(stage: str, library: ctypes.CDLL) -> None:
-    status = Path("/proc/self/status").read_text()
-    anonymous = int(status.split("RssAnon:")[1].split()[0]) / 1024
-    counts = library.mallinfo2()
+    anonymous, counts = anonymous_mib(), library.mallinfo2()
     used = (counts.uordblks + counts.hblkhd) / MIB
     print(f"{stage:<28}{anonymous:>10.0f}{used:>10.0f}{anonymous - used:>12.0f}", flush=True)
 

@@ -43,6 +43,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import grpc  # noqa: E402
+from process_usage import anonymous_mib, processor_s  # noqa: E402
 from server_load import Load, read_texts, saturate, serialized  # noqa: E402
 
 from serving import bench  # noqa: E402
@@ -63,12 +64,6 @@ MAX_COPIES = 1.5
 MEASURES = ["client", "floor", "latency", "throughput", "overload", "memory"]
 
 
-def processor_s(pid: int) -> float:
-    """Processor time that a process has used (Linux only: /proc)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 class Server:
     """The server under test; a context manager that yields its address."""
 
@@ -87,9 +82,7 @@ class Server:
         return processor_s(self._process.pid)
 
     def anonymous_mib(self) -> float:
-        """Its memory, without the files that it has mapped (Linux only: /proc)."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("RssAnon:")[1].split()[0]) / 1024
+        return anonymous_mib(self._process.pid)
 
     def __exit__(self, *exc: object) -> None:
         self._process.terminate()

@@ -7,12 +7,13 @@ nothing to do, on a month of spans and on all of them: its processor time over s
 """
 
 import datetime as dt
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from process_usage import processor_s
 
 from pipeline.config import load_config
 from pipeline.retraining.decision import Observed, Span, decide
@@ -83,12 +84,6 @@ def idle(config_file: Path, count: int, seconds: float) -> None:
             f"{'idle':<12} {used:6.2f} s of {wall:.0f} s, {used / wall:.2%}   {count} spans; {memory:.0f} MiB at most"
         )
         process.terminate()
-
-
-def processor_s(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
