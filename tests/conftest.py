@@ -1,11 +1,13 @@
 """For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, and Keras writes nothing to
 the home folder, as in a pipeline run; weights drawn for a test are the same in every run of it."""
 
+import contextlib
 import gc
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,6 +142,20 @@ class Environments:
         pins = ROOT / "deploy" / "bootstrap" / "build.txt"
         command = [self._uv, "pip", "install", "-q", "--python", python, "--build-constraints", pins, *arguments]
         run_command(*command, env=self.settings)
+        self._share_compiled(python)
+
+    @staticmethod
+    def _share_compiled(python: Path) -> None:
+        """Gives an environment the bytecode of this one: of files that are links to the same, Python takes it."""
+        own = Path(sysconfig.get_path("purelib"))
+        site = python.parents[1] / own.relative_to(sys.prefix)
+        for folder, _, files in os.walk(own):
+            target = site / Path(folder).relative_to(own)
+            if target.name == "__pycache__" and target.parent.is_dir() and not target.exists():
+                target.mkdir()
+                with contextlib.suppress(OSError):  # another file system: then uv's files are copies, too
+                    for file in files:
+                        os.link(os.path.join(folder, file), target / file)
 
 
 @pytest.fixture
