@@ -41,6 +41,6 @@ def resident_mib(pid: int) -> float:
     """What a process and its descendants hold in memory, MiB; shared pages count once (PSS where readable)."""
     total = 0
     for process in [pid, *descendants(pid)]:
-        with contextlib.suppress(OSError):  # it ended while it was looked at
+        with contextlib.suppress(OSError, IndexError):  # it ended while it was looked at
             total += int(Path(f"/proc/{process}/smaps_rollup").read_text().split("\nPss:")[1].split()[0])
     return total / 1024
