@@ -135,6 +135,7 @@ class Environments:
             python.unlink()
             shutil.copy(sys.executable, python)
         self.install(python, *arguments)
+        self._share_compiled(python)
         return python
 
     def install(self, python: Path, *arguments: str | Path) -> None:
@@ -142,7 +143,6 @@ class Environments:
         pins = ROOT / "deploy" / "bootstrap" / "build.txt"
         command = [self._uv, "pip", "install", "-q", "--python", python, "--build-constraints", pins, *arguments]
         run_command(*command, env=self.settings)
-        self._share_compiled(python)
 
     @staticmethod
     def _share_compiled(python: Path) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from process_usage import processor_s
+from process_usage import peak_mib, processor_s
 
 from pipeline.config import load_config
 from pipeline.retraining.decision import Observed, Span, decide
@@ -78,8 +78,7 @@ def idle(config_file: Path, count: int, seconds: float) -> None:
         before, began = processor_s(process.pid), time.monotonic()
         time.sleep(seconds)
         used, wall = processor_s(process.pid) - before, time.monotonic() - began
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        memory = int(status.split("VmHWM:")[1].split()[0]) / 1024
+        memory = peak_mib(process.pid)
         print(
             f"{'idle':<12} {used:6.2f} s of {wall:.0f} s, {used / wall:.2%}   {count} spans; {memory:.0f} MiB at most"
         )
