@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from components.errors import ConfigError, PipelineError
+from components.push import base_path
 from pipeline import records, spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, run_fingerprint
 from pipeline.outcome import outcome
-from pipeline.retraining import housekeeping, observe
+from pipeline.retraining import housekeeping
 from pipeline.run import blank_record, failure, run_facts, serving_refusals
 
 PLACE = re.compile(r"examples_(\d+)")
@@ -66,7 +67,7 @@ def run_step(load: Callable[[list[str]], Config], step: str, run: str, span: str
 
 def _check_live(config: Config, record: dict[str, Any]) -> None:
     """Before a push: the version that the model was compared with must still be the live one."""
-    live, facts = observe.live_version(config.serving_dir)
+    live, facts = base_path.live_lineage(config.serving_dir)
     own = (facts.get("run") or {}).get("fingerprint") == record["fingerprint"]  # pushed by a task that was killed then
     if live != record.get("live", live) and not own:
         raise Overtaken(
@@ -132,7 +133,7 @@ def _run(config: Config, step: str, record: dict[str, Any]) -> None:
         looks_up = local.is_resolver(node) and waited_for
         if node is own or (looks_up and not metadata_runs.has_run(connection, ir, local.step_id(node))):
             if local.step_id(node) == "live_model":  # before it: one that comes live meanwhile is another
-                record["live"] = observe.live_version(config.serving_dir)[0]
+                record["live"] = base_path.live_number(config.serving_dir)
                 # At once: where the step is killed, it may not look it up again.
                 records.write_record(config.root, {**record, "status": records.INTERRUPTED, "step": step})
             local.launch(ir, deployment, connection, node, lambda name, event, _: events.update({name: event}), result)

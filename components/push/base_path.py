@@ -116,6 +116,12 @@ def read_lineage(version: Path) -> dict[str, Any] | None:
     return lineage if isinstance(lineage, dict) else None
 
 
+def live_lineage(serving_dir: Path) -> tuple[int | None, dict[str, Any]]:
+    """The number of the version that a model server serves, and what it was made of; None, {} where there is none."""
+    found = live(serving_dir)
+    return (None, {}) if found is None else (found[0], read_lineage(found[1]) or {})
+
+
 def next_number(serving_dir: Path, now: float) -> int:
     """A number for a new version: Unix time, as TFX's Pusher has it, but above every number ever used here.
 

@@ -23,8 +23,7 @@ class LiveModelStrategy(resolver.ResolverStrategy):
         self, store: mlmd.MetadataStore, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
         """Args: input_dict: `model`, all; `pushed_model`, all. Returns: the same keys, one artifact each or none."""
-        live = base_path.live(self._serving_dir)
-        lineage = (base_path.read_lineage(live[1]) if live else None) or {}
+        live, lineage = base_path.live_lineage(self._serving_dir)
         wanted = lineage.get("artifacts", {}).get("model", {})
         # Id and URI: a metadata store that was made anew counts its ids from 1 again.
         models = [
@@ -35,6 +34,6 @@ class LiveModelStrategy(resolver.ResolverStrategy):
         pushed = [
             artifact
             for artifact in input_dict.get("pushed_model", [])
-            if live and artifact.get_string_custom_property("pushed_version") == str(live[0])
+            if live is not None and artifact.get_string_custom_property("pushed_version") == str(live)
         ]
         return {"model": models[-1:], "pushed_model": pushed[-1:] if models else []}

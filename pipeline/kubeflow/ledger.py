@@ -55,8 +55,7 @@ def previous_schema(known: list[Approval], data: str) -> dict[str, Any] | None:
 
 def live_model(serving_dir: Path) -> dict[str, Any] | None:
     """The Model that the live version was published from; None where nothing is live or its artifact is gone."""
-    live = base_path.live(serving_dir)
-    lineage = (base_path.read_lineage(live[1]) if live else None) or {}
+    _, lineage = base_path.live_lineage(serving_dir)
     uri = lineage.get("artifacts", {}).get("model", {}).get("uri")
     if uri is None or not Path(uri).exists():
         return None

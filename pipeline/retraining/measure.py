@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.config import ValidationConfig
 from components.errors import PipelineError
+from components.push import base_path
 from pipeline import spans
 from pipeline.config import Config, load_config
 from pipeline.environment import spare_the_collector
@@ -51,7 +52,7 @@ def measure(config: Config, live: int, span: int, digest: str) -> dict[str, Any]
       `measurements`, and `errors`: why by rule that was not measured.
     """
     schedule = config.schedule
-    facts = observe.live_version(config.serving_dir)[1]
+    _, facts = base_path.live_lineage(config.serving_dir)
 
     def measure_score() -> dict[str, float]:
         seen = span in lineage.spans_of(facts.get("data") or {})

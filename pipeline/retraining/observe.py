@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
-from pathlib import Path
 from typing import Any
 
 from components.config import DataConfig
 from components.errors import DataError
-from components.push import base_path
 from pipeline import spans
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes, file_hash, serving_logs
@@ -37,12 +35,6 @@ def find_spans(data: DataConfig, hashes: FileHashes, now: dt.datetime, settle_s:
                 f"data.input: {error.filename or data.input} cannot be read ({error.strerror}); the schedule waits"
             ) from None
     return tuple(found)
-
-
-def live_version(serving_dir: Path) -> tuple[int | None, dict[str, Any]]:
-    """The number of the version that a model server serves, and its lineage; None and {} where there is none."""
-    live = base_path.live(serving_dir)
-    return (None, {}) if live is None else (live[0], base_path.read_lineage(live[1]) or {})
 
 
 def evidence(config: Config, live: int, found: tuple[Span, ...]) -> str:

@@ -19,6 +19,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from components.errors import BusyError, PipelineError
+from components.push import base_path
 from pipeline.config import Config
 from pipeline.fingerprint import FileHashes
 from pipeline.retraining import launch, observe, results
@@ -263,14 +264,14 @@ class Scheduler:
         return spans
 
     def _known_before(self, spans: tuple[Span, ...]) -> list[Span]:
-        _, lineage = observe.live_version(self._config.serving_dir)
+        _, lineage = base_path.live_lineage(self._config.serving_dir)
         return observe.known_before(spans, lineage, self._config.data, self._config.schedule.first_span)
 
     def _before_first_look(self, now: dt.datetime) -> Observed:
         spans = self._find(now)
         known = self._known_before(spans)
         return Observed(
-            name=self._config.name, cron_since=now, spans=spans, live=observe.live_version(self._config.serving_dir)[0],
+            name=self._config.name, cron_since=now, spans=spans, live=base_path.live_number(self._config.serving_dir),
             handled=frozenset(span.trigger for span in known),
             newest_handled=max((span.number for span in known), default=None),
         )  # fmt: skip
@@ -286,7 +287,7 @@ class Scheduler:
             suspects=state.suspects(),
             newest_handled=state.newest_handled(),
             measurements=state.measurements(),
-            live=observe.live_version(self._config.serving_dir)[0],
+            live=base_path.live_number(self._config.serving_dir),
             started=tuple(run.started_at for run in recent),
             ended=tuple(run.ended_at for run in recent if run.ended_at is not None),
             open_run=open_run_of(state.open_run()),
@@ -301,7 +302,7 @@ class Scheduler:
         bounded = schedule.bounds.keys()
         if self._measure is None or not bounded or state.open_run() is not None:
             return
-        live, _ = observe.live_version(self._config.serving_dir)
+        live = base_path.live_number(self._config.serving_dir)
         last, measured_on = state.measured_at()
         due = last is None or not last <= now < last + dt.timedelta(seconds=schedule.measure_every_s)
         if live is None or not due:
