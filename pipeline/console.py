@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 
 def _log_stream(descriptor: int) -> IO[str]:
@@ -42,7 +43,7 @@ def quiet(log: Path) -> Iterator[Console]:
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     stream = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=encoding, errors="backslashreplace")
     try:
-        yield Console(file=stream, soft_wrap=True, highlight=False)
+        yield _console(file=stream)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -114,7 +115,12 @@ def chatter_to(log: Path) -> Iterator[None]:
 
 def report_console() -> Console:
     """A console for results on standard output; in a pipe or a file nothing is cut to a terminal's width."""
-    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+    return _console(width=None if sys.stdout.isatty() else 200)
+
+
+def _console(**settings: Any) -> Console:
+    """A console that writes every value as it is: a label such as "Dose [mg]" or ":x:" is no markup."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **settings)
 
 
 class StepDisplay:
@@ -158,7 +164,7 @@ class StepDisplay:
         self._epoch = None
         marks = {"done": ("done", "green"), "cached": ("unchanged", "cyan"), "again": ("again", "yellow")}
         mark, style = marks.get(event, ("FAILED", "bold red"))
-        self._console.print(f"  [{style}]{step:<20} {mark:<10}[/] {seconds:6.1f} s")
+        self._console.print(Text.assemble("  ", (f"{step:<20} {mark:<10}", style), f" {seconds:6.1f} s"))
 
     def report(self, event: str, values: dict[str, float | int | str]) -> None:
         """Listens to `components.progress`: the trainer's loss, metric, texts/s and time left; the tuner's trials."""

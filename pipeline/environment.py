@@ -20,6 +20,8 @@ def library_settings() -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # Keras would read ~/.keras/keras.json, and write it where there is none: a run depends on its configuration.
         "KERAS_HOME": os.devnull,
+        # Of itself TensorFlow has oneDNN only on CPUs with AVX-512: as the server, with the same kernels on every CPU.
+        "TF_ENABLE_ONEDNN_OPTS": "1",
     }
     try:
         Path.home()

@@ -107,6 +107,8 @@ def _serving_refused(record: dict[str, Any]) -> bool:
 def _execute(
     config: Config, fingerprint: str, from_step: str | None, to_step: str | None, began: float, trigger: str | None
 ) -> dict[str, Any]:
+    from rich.text import Text
+
     from components import progress
     from pipeline.console import StepDisplay, quiet, step_log
 
@@ -130,12 +132,12 @@ def _execute(
         display.step(step, event, elapsed)  # type: ignore[arg-type]
 
     with quiet(log) as console:
-        console.print(f"[bold]{config.name}[/]  root {root}  log {log}")
+        console.print(Text.assemble((config.name, "bold"), f"  root {root}  log {log}"))
         left_out = spans.incomplete_spans(config.data, config.window)
         members = spans.spans_of_run(config.data, config.window) if left_out else (0,)
         record["incomplete_spans"] = [number for number in left_out if number > members[0]]
         for line in spans.describe_incomplete(config.data, {n: left_out[n] for n in record["incomplete_spans"]}):
-            console.print(f"  {line}", style="yellow", markup=False)
+            console.print(f"  {line}", style="yellow")
         try:
             housekeeping.before_run(config, run_id)
             records.write_record(root, timed())

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
@@ -18,7 +19,7 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
         absent = [label for label, values in (record.get("per_label") or {}).items() if values.get("support") == 0]
         if absent:
             names = ", ".join(map(repr, absent))
-            console.print(f"no row of the evaluated split has {names}: F1 0 in macro-F1", style="yellow", markup=False)
+            console.print(f"no row of the evaluated split has {names}: F1 0 in macro-F1", style="yellow")
     training = record.get("training") or {}
     if found := training.get("hyperparameters"):
         console.print("found by the tuner: " + ", ".join(f"{name} = {value}" for name, value in found.items()))
@@ -29,22 +30,22 @@ def print_summary(console: Console, record: dict[str, Any], root: str) -> None:
         for column in ("", "bound", "value"):
             table.add_column(column)
         for gate in record["gates"]:
-            mark = "[green]holds[/]" if gate["passed"] else "[bold red]BROKEN[/]"
+            mark = Text("holds", "green") if gate["passed"] else Text("BROKEN", "bold red")
             value = "none" if gate["value"] is None else f"{gate['value']:.4f}"
             table.add_row(mark, str(gate["gate"]), value)
         console.print(table)
     check = record.get("serving_check")
     if check and not check.get("blessed", True):
-        console.print(f"[bold red]serving check failed:[/] {check.get('reason')}")
+        console.print(Text.assemble(("serving check failed:", "bold red"), f" {check.get('reason')}"))
     nothing = f"data, configuration and code are those of version {record['version']} → {record['model_path']}"
     messages = {
-        "pushed": f"[bold green]pushed[/] version {record['version']} → {record['model_path']}",
-        "unchanged": f"[bold cyan]nothing to do[/]: {record.get('reason') or nothing}",
-        "not_blessed": "[bold red]not pushed[/]: the model was not blessed",
-        "partial": "[bold]done[/] up to the last step asked for",
-        "failed": "[bold red]failed[/]",
+        "pushed": (("pushed", "bold green"), f" version {record['version']} → {record['model_path']}"),
+        "unchanged": (("nothing to do", "bold cyan"), f": {record.get('reason') or nothing}"),
+        "not_blessed": (("not pushed", "bold red"), ": the model was not blessed"),
+        "partial": (("done", "bold"), " up to the last step asked for"),
+        "failed": (("failed", "bold red"),),
     }
-    console.print(messages[record["status"]])
+    console.print(Text.assemble(*messages[record["status"]]))
     console.print(f"total {record['seconds']['total']:.1f} s   everything is in {root}", style="dim")
 
 

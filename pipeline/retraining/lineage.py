@@ -164,10 +164,10 @@ def print_version(found: dict[str, Any], as_json: bool) -> None:
         if found[name]:
             console.print(f"  {name:<12} {found[name]}")
     source = (found["warm_start"] or {}).get("source")
-    console.print(f"  {'warm start':<12} {source or 'none'}", markup=False)
+    console.print(f"  {'warm start':<12} {source or 'none'}")
     console.print(f"  {'spans':<12} {', '.join(map(str, found['spans'])) or 'unknown'}")
     for file in found["files"]:
-        console.print(f"  {file.get('sha256')}  {file.get('split', '')}  {file.get('file')}", markup=False)
+        console.print(f"  {file.get('sha256')}  {file.get('split', '')}  {file.get('file')}")
     for name, facts in sorted(found["metrics"].items()):
         console.print(f"  {name:<20} {facts['value']:.4f}" if facts else f"  {name:<20} –")
     for gate in found["gates"]:
@@ -176,7 +176,7 @@ def print_version(found: dict[str, Any], as_json: bool) -> None:
         console.print(f"  {entry['at']}  {entry['event']}  by {entry['by']}  {entry['reason']}")
     if found["configuration"]:
         console.print("  configuration")
-        console.print(textwrap.indent(json.dumps(found["configuration"], indent=2), "    "), markup=False)
+        console.print(textwrap.indent(json.dumps(found["configuration"], indent=2), "    "))
 
 
 def print_span(span: int, found: list[dict[str, Any]], as_json: bool) -> None:

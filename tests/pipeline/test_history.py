@@ -96,6 +96,17 @@ def test_history_answers_while_another_process_holds_the_metadata(held: Path, mi
     assert f"steps as of backups/metadata-{KILLED}.sqlite: the metadata itself cannot be read now" in told
 
 
+def test_names_with_brackets_are_listed_as_they_are(root: Path, minimal: Path) -> None:
+    gates = [{"gate": f"recall of {name} >= 0", "value": 0.1, "passed": False} for name in ("[/x]", "Dose [mg]")]
+    write_record(root, {"run_id": FIRST, "status": "not_blessed", "gates": gates})
+    told = CliRunner().invoke(app, ["history", str(minimal), "--set", f"paths.root={root}"])
+    assert told.exit_code == 0
+    assert "recall of [/x] >= 0; recall of Dose [mg] >= 0" in told.stdout
+    told = CliRunner().invoke(app, ["versions", str(minimal), "--set", f"paths.serving={root}/none[/a]"])
+    assert told.exit_code == 0
+    assert "none[/a] yet" in told.stdout
+
+
 def test_reader_of_the_metadata_is_in_nobodys_way(root: Path) -> None:
     with housekeeping.copy_to_read(root) as copied, sqlite3.connect(root / "metadata.sqlite", timeout=0) as writer:
         writer.execute("BEGIN EXCLUSIVE")

@@ -1,6 +1,5 @@
 """What a run says of itself: its record, its summary, and when there is nothing to do."""
 
-import io
 import json
 import re
 import subprocess
@@ -8,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from components.errors import ConfigError, DataError
 from pipeline import run as runs
 from pipeline.cli import app
 from pipeline.config import Config, load_config
+from pipeline.console import report_console
 from pipeline.local import StepError
 from pipeline.records import read_records, write_record
 from pipeline.retraining.results import status_of
@@ -175,7 +174,7 @@ def test_span_that_lacks_a_file_is_told_and_recorded(
     )
 
 
-def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
+def test_summary_counts_what_was_bad_shared_dropped_and_truncated(capsys) -> None:
     data = {
         "splits": {"train": {"rows": 90}, "test": {"rows": 10}},
         "bad": {"rows": 3},
@@ -194,9 +193,8 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
         per_label={"yes": {"f1": 0.8, "support": 9}, "[rare]": {"f1": 0.0, "support": 0}},
         gates=[{"gate": "macro_f1 >= 0.6", "value": 0.72184, "passed": True}], seconds={"total": 151.2},
     )  # fmt: skip
-    stream = io.StringIO()
-    print_summary(Console(file=stream, width=80, soft_wrap=True), found, "/m")
-    text = stream.getvalue()
+    print_summary(report_console(), found, "/m")
+    text = capsys.readouterr().out
     assert (
         "data: train 90  test 10  bad rows 3; texts both in train and test 2; dropped for that 4; "
         "truncated train 5, eval 1, test 2" in text
@@ -212,6 +210,23 @@ def test_summary_counts_what_was_bad_shared_dropped_and_truncated() -> None:
         "calibration on split eval: temperature 1.234, expected calibration error 0.0500 → 0.0200, log loss "
         "1.0000 → 0.9000" in text
     )
+
+
+@pytest.mark.parametrize("status", ["pushed", "unchanged", "not_blessed", "partial", "failed"])
+def test_names_with_brackets_and_colons_are_printed_as_they_are(capsys, status: str) -> None:
+    found = record(
+        run_id="1", status=status, version=7, model_path="/m[/7]", reason="a [/b]",
+        metrics={"macro_f1": {"value": 0.5}},
+        per_label={"[/x]": {"support": 0}}, serving_check={"blessed": False, "reason": "no [mg] :x:"},
+        gates=[{"gate": f"recall of {name} >= 0", "value": 0.5, "passed": False} for name in ("Dose [mg]", "[/x] :x:")],
+        seconds={"total": 1.0},
+    )  # fmt: skip
+    print_summary(report_console(), found, "/root[/a]")
+    text = capsys.readouterr().out
+    for whole in ("recall of Dose [mg] >= 0", "recall of [/x] :x: >= 0", "no [mg] :x:", "has '[/x]'", "/root[/a]"):
+        assert whole in text
+    if status == "unchanged":
+        assert "nothing to do: a [/b]" in text
 
 
 # Steps that do nothing: the second waits to be killed.

@@ -138,6 +138,12 @@ def test_printed_for_a_person_and_for_a_program(pushed, capsys) -> None:
     assert '    {\n      "task": "binary"\n    }\n' in out
     assert "warm start   /models/[1]\n" in out
     assert "revision     0a1b\n" in out
+    told = {"at": "now", "event": "rollback", "by": "me", "reason": "see [/ticket 4]"}
+    gate = {"gate": "recall of Dose [mg] >= 0", "value": 0.5, "passed": True}
+    lineage.print_version({**found, "journal": [told], "gates": [gate]}, as_json=False)
+    out = capsys.readouterr().out
+    assert "rollback  by me  see [/ticket 4]\n" in out
+    assert "recall of Dose [mg] >= 0  value 0.5\n" in out
     lineage.print_span(1, lineage.of_span(pushed.config, 1), as_json=False)
     assert capsys.readouterr().out.count("version ") == 2
     lineage.print_span(9, [], as_json=False)
