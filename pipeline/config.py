@@ -144,7 +144,7 @@ class Config(sections.Section):
 
     def decisive(self) -> dict[str, Any]:
         """As JSON values, without the sections that decide nothing of the result: when, where and for whom to run."""
-        aside = {"local", "schedule", "retention", "notify", "watch", "kubeflow", "airflow"}
+        aside = {"paths", "local", "schedule", "retention", "notify", "watch", "kubeflow", "airflow"}
         return self.model_dump(mode="json", exclude=aside)
 
     @property
@@ -173,12 +173,12 @@ class Config(sections.Section):
     @property
     def root(self) -> Path:
         """The pipeline root: artifacts, metadata, logs."""
-        return (self.paths.root or Path("runs") / self.name).absolute()
+        return _absolute(self.paths.root or Path("runs") / self.name)
 
     @property
     def serving_dir(self) -> Path:
         """The base path of the model server: one folder a version."""
-        return (self.paths.serving or self.root / "serving" / self.serving.model_name).absolute()
+        return _absolute(self.paths.serving or self.root / "serving" / self.serving.model_name)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -262,12 +262,18 @@ def _rebase(raw: dict[str, Any], base: Path) -> None:
     for section, key in _INPUT_PATHS:
         value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
         if isinstance(value, str) and "://" not in value:
-            # normpath without resolving links: the fingerprint of a run must not depend on them
-            raw[section][key] = str((base / value).absolute())
+            raw[section][key] = str(_absolute(base / value))
     encoder = raw.get("encoder")
     weights = encoder.get("weights") if isinstance(encoder, dict) else None
     if isinstance(encoder, dict) and isinstance(weights, str) and not HUB_NAME.match(weights):
-        encoder["weights"] = str((base / weights).absolute())
+        encoder["weights"] = str(_absolute(base / weights))
+
+
+def _absolute(path: Path) -> Path:
+    """One spelling of a path, whichever folder a command is called from: the steps' cache and a run's fingerprint go by
+    it. Links stay, and so does a `..` that leads out of one."""
+    plain = os.path.normpath(path.absolute())
+    return Path(plain) if os.path.realpath(plain) == os.path.realpath(path) else path.absolute()
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -100,7 +100,7 @@ def weight_files(config: Config) -> list[Path]:
     if weights.is_dir():
         return sorted(path for path in weights.rglob("*") if path.is_file())
     # A TensorFlow 1 checkpoint is named by the common beginning of its files.
-    return sorted(path for path in weights.parent.glob(f"{weights.name}*") if path.is_file())
+    return sorted(path for path in weights.parent.glob(f"{glob.escape(weights.name)}*") if path.is_file())
 
 
 def code_fingerprint(*parts: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from components.config import DataConfig
 from components.errors import DataError
-from components.examples import head, parse
+from components.examples import head
 from components.examples.files import InputFile, Item, ItemReader, open_file, plan_file
 from components.examples.rows import BadRow, Row, RowSpec
 from components.examples.spans import check_name
@@ -118,7 +118,7 @@ def row_spec(file: InputFile, data: DataConfig) -> UnlabelledSpec:
     if data.neighbours:
         return replace(spec, id=name)
     # As a column to hand on, not as the row's id: it may be empty, or not be there.
-    return replace(spec, slices=(name,)) if name is not None and _has(file, kind, name) else spec
+    return replace(spec, slices=(name,)) if name is not None and _has(file, spec, name) else spec
 
 
 def row_id(row: Row) -> str:
@@ -158,11 +158,11 @@ def item_rows(item: Item, spec: UnlabelledSpec) -> Iterator[Row | BadRow]:
     yield from rows
 
 
-def _has(file: InputFile, kind: str, column: str) -> bool:
-    if kind == "jsonl":
+def _has(file: InputFile, spec: UnlabelledSpec, column: str) -> bool:
+    if spec.format == "jsonl":
         return True
     with open_file(file.path, file.name) as stream:
-        if kind == "parquet":
+        if spec.format == "parquet":
             import pyarrow as pa
             import pyarrow.parquet as pq
 
@@ -170,6 +170,4 @@ def _has(file: InputFile, kind: str, column: str) -> bool:
                 return column in pq.ParquetFile(stream).schema_arrow.names
             except (pa.ArrowInvalid, OSError):
                 return False  # plan_file says what is wrong with it
-        first = stream.readline(1 << 20).removeprefix(parse.BOM)
-    separator = b"," if kind == "csv" else b"\t"
-    return column.encode() in [name.strip(b'"') for name in parse.without_line_end(first).split(separator)]
+        return column in head.read_head(stream, spec, file.name)[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Callable
@@ -128,7 +129,10 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _tf1(prefix: Path) -> Source:
     config = next((f for n in ("bert_config.json", "config.json") if (f := prefix.parent / n).exists()), None)
     vocab = prefix.parent / "vocab.txt"
-    files = (prefix.with_name(prefix.name + ".index"), *sorted(prefix.parent.glob(f"{prefix.name}.data-*")))
+    files = (
+        prefix.with_name(prefix.name + ".index"),
+        *sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")),
+    )
     return Source("tf1", files, str(prefix), config, vocab if vocab.exists() else None)
 
 

@@ -18,6 +18,7 @@ from tfx.utils import io_utils, path_utils
 from components.errors import PushError
 from components.progress import report
 from components.push import base_path, lineage
+from components.push.graph import graph_digest
 from components.push.publish import Published, publish
 
 
@@ -51,6 +52,7 @@ class Executor(base_executor.BaseExecutor):
                 config["keep_versions"],
                 lineage=lambda number: facts,
                 fingerprint=config["facts"].get("fingerprint", ""),
+                graph_digest=graph_digest,
             )
         known = base_path.read_lineage(result.path) if result.path is not None else None
         _mark(pushed, result, known or {})

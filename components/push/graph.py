@@ -70,8 +70,11 @@ class _Functions:
             for node in function.node_def:
                 node.input[:] = [_renamed(source, places) for source in node.input]
                 self.rename(node.attr.values())
-            for output, source in function.ret.items():
-                function.ret[output] = _renamed(source, places)
+            results = [function.ret[arg.name] for arg in function.signature.output_arg]
+            function.ret.clear()
+            for place, (arg, source) in enumerate(zip(function.signature.output_arg, results, strict=True)):
+                arg.name = f"result {place}"
+                function.ret[arg.name] = _renamed(source, places)
             self.rename(function.attr.values())
             self._digests[name] = _hash(function)
         return self._digests[name]

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 8 << 20
 # Beside the weights and the graph; not part of what makes two models the same.
 _UNESSENTIAL = ("assets.extra/", "fingerprint.pb")
+_GRAPH = "saved_model.pb"
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,31 @@ def list_files(source: Path) -> dict[str, dict[str, Any]]:
     Raises:
       PushError: it is not a SavedModel.
     """
-    if not (source / "saved_model.pb").is_file():
-        raise PushError(f"{source}: is not a SavedModel (there is no saved_model.pb); run the trainer again")
+    if not (source / _GRAPH).is_file():
+        raise PushError(f"{source}: is not a SavedModel (there is no {_GRAPH}); run the trainer again")
     files = {}
     for path in sorted(source.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(source).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+            files[path.relative_to(source).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     return files
 
 
-def model_digest(files: dict[str, dict[str, Any]]) -> str:
-    """sha256 of a model's graph, weights and assets, so that the same model is known again under another name."""
-    digest = hashlib.sha256()
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(files: dict[str, dict[str, Any]], graph: str) -> str:
+    """sha256 of a model's graph, weights and assets, so that the same model is known again under another name.
+
+    Args:
+      files: of `list_files`.
+      graph: the digest of the graph.
+    """
+    digest = hashlib.sha256(graph.encode())
     for name in sorted(files):
-        if not name.startswith(_UNESSENTIAL):
+        if name != _GRAPH and not name.startswith(_UNESSENTIAL):
             digest.update(f"{name} {files[name]['sha256']}\n".encode())
     return digest.hexdigest()
 
@@ -73,6 +83,7 @@ def publish(
     lineage: Callable[[int], dict[str, Any]],
     fingerprint: str = "",
     clock: Callable[[], float] = time.time,
+    graph_digest: Callable[[Path], str] = file_digest,
 ) -> Published:
     """Publishes `source` as the newest version, unless it is live already or was rolled back.
 
@@ -83,12 +94,14 @@ def publish(
       lineage: called with the version's number; what it returns is written to `assets.extra/lineage.json`.
       fingerprint: of the run, if known: a second run of the same inputs does not bring back what was rolled back.
       clock: seconds since 1970.
+      graph_digest: of `saved_model.pb`: what makes two graphs the same; by itself their bytes, which two exports of one
+        model do not share (see `components.push.graph`).
 
     Raises:
       PushError: the disk is full or cannot be written, or the source changed meanwhile; nothing new is there.
     """
     files = list_files(source)
-    digest = model_digest(files)
+    digest = model_digest(files, graph_digest(source / _GRAPH))
     with base_path.locked(serving_dir):
         try:
             base_path.clear_staging(serving_dir)

@@ -21,6 +21,7 @@ from pipeline.fingerprint import (
     file_hash,
     run_fingerprint,
     serving_logs,
+    weight_files,
 )
 from pipeline.records import is_held, new_run_id, read_records, root_lock, write_record
 from pipeline.steps import STEPS, check_steps, steps_of
@@ -51,6 +52,35 @@ def add_span(folder: Path, span: int) -> None:
 
 def fingerprint(config: Config) -> str:
     return run_fingerprint(config, FileHashes(config.root / "hashes.json"))
+
+
+def test_one_configuration_has_one_fingerprint_however_its_paths_are_written(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    first = fingerprint(config)
+    for folder, path, root in (
+        (".", "c.toml", "root"),
+        ("rows", "../c.toml", f"{tmp_path}/root"),
+        ("elsewhere", "../rows/../c.toml", "../root"),
+    ):
+        monkeypatch.chdir(tmp_path / folder)
+        other = load_config(path, [f"paths.root={root}"])
+        assert (other.root, other.serving_dir, other.data.input) == (config.root, config.serving_dir, config.data.input)
+        assert fingerprint(other) == first
+    (tmp_path / "link").symlink_to(tmp_path / "rows" / "span-1")  # link/.. is rows
+    assert load_config(tmp_path / "c.toml", [f"paths.root={tmp_path}/link/../root"]).root.resolve() == (
+        tmp_path / "rows" / "root"
+    )
+
+
+def test_files_of_a_checkpoint_with_a_bracket_in_its_name_are_watched(tmp_path: Path) -> None:
+    add_span(tmp_path, 1)
+    (tmp_path / "c.toml").write_text(TOML)
+    for suffix in ("index", "data-00000-of-00001"):
+        (tmp_path / f"model[1].ckpt.{suffix}").write_text("")
+    found = weight_files(load_config(tmp_path / "c.toml", [f"encoder.weights={tmp_path}/model[1].ckpt"]))
+    assert [path.name for path in found] == ["model[1].ckpt.data-00000-of-00001", "model[1].ckpt.index"]
 
 
 def test_fingerprint_is_stable_and_follows_data_configuration_and_spans(config: Config, tmp_path: Path) -> None:

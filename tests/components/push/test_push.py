@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from tensorflow.core.protobuf import saved_model_pb2
 from tfx import types
 from tfx.types import standard_artifacts
 
@@ -38,7 +39,7 @@ def inputs(tmp_path: Path) -> dict[str, Any]:
         artifact.uri, artifact.id = str(tmp_path / name), number
     for name in ("model_blessing", "infra_blessing"):
         made[name].set_int_custom_property("blessed", 1)
-    write(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "plain")
+    write_graph(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "plain")
     write(tmp_path / "model_run" / "summary.json", {"epochs": 3})
     metrics = {"macro_f1": {"value": 0.75, "low": 0.7, "high": 0.8}}
     write(tmp_path / "evaluation" / "metrics.json", {"split": "test", "examples": 9, "model": metrics})
@@ -57,6 +58,22 @@ def write(path: Path, content: Any) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def write_graph(path: Path, name: str, number: int = 1) -> None:
+    """A SavedModel's graph with one node, which calls a function of that number."""
+    saved = saved_model_pb2.SavedModel()
+    graph = saved.meta_graphs.add().graph_def
+    graph.library.function.add().signature.name = f"function_{number}"
+    graph.node.add(name=name, op="PartitionedCall").attr["f"].func.name = f"function_{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(saved.SerializeToString())
+
+
+def name_of(version: Path) -> str:
+    """The node of `write_graph`."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    return saved.meta_graphs[0].graph_def.node[0].name
+
+
 def push(inputs: dict[str, Any], folder: Path, keep: int = 5, facts: dict | None = None) -> types.Artifact:
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(folder / "pushed")
@@ -72,7 +89,7 @@ def test_blessed_model_is_pushed_with_the_properties_of_tfx_pusher(inputs: dict,
     assert pushed.get_int_custom_property("pushed") == 1
     assert pushed.get_string_custom_property("pushed_destination") == str(version)
     assert pushed.get_string_custom_property("pushed_version") == version.name
-    assert (version / "saved_model.pb").read_text() == "plain"
+    assert name_of(version) == "plain"
 
 
 def test_lineage_stands_in_the_version_and_in_mlmd(inputs: dict, tmp_path: Path) -> None:
@@ -105,12 +122,12 @@ def test_lineage_stands_in_the_version_and_in_mlmd(inputs: dict, tmp_path: Path)
 
 
 def test_model_with_warmup_requests_is_preferred(inputs: dict, tmp_path: Path) -> None:
-    write(tmp_path / "infra_blessing" / "stamped_model" / "saved_model.pb", "stamped")
+    write_graph(tmp_path / "infra_blessing" / "stamped_model" / "saved_model.pb", "stamped")
     write(tmp_path / "infra_blessing" / "stamped_model" / "assets.extra" / "tf_serving_warmup_requests", "warm")
     inputs["infra_blessing"].set_int_custom_property("has_model", 1)
     push(inputs, tmp_path)
     (version,) = base_path.published(tmp_path / "serving").values()
-    assert (version / "saved_model.pb").read_text() == "stamped"
+    assert name_of(version) == "stamped"
     assert (version / "assets.extra" / "tf_serving_warmup_requests").read_text() == "warm"
     assert (version / "assets.extra" / "lineage.json").exists()
 
@@ -142,9 +159,10 @@ def test_second_push_of_the_same_model_points_at_the_version_that_is_live(inputs
 
 def test_rolled_back_model_is_not_pushed_by_a_later_run(inputs: dict, tmp_path: Path) -> None:
     push(inputs, tmp_path)
-    write(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "second")
+    write_graph(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "second")
     push(inputs, tmp_path, facts={**FACTS, "fingerprint": "run 2"})
     live = versions.rollback(tmp_path / "serving")
+    write_graph(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "second", number=7)  # exported anew
     pushed = push(inputs, tmp_path, facts={**FACTS, "fingerprint": "run 3"})
     assert pushed.get_int_custom_property("pushed") == 0
     assert "was rolled back" in pushed.get_string_custom_property("reason")
@@ -172,7 +190,7 @@ def test_live_model_is_what_the_live_version_was_published_from(inputs: dict, tm
     push(inputs, tmp_path)
     newer = standard_artifacts.Model()
     newer.uri, newer.id = str(tmp_path / "newer"), 17
-    write(tmp_path / "newer" / "Format-Serving" / "saved_model.pb", "newer")
+    write_graph(tmp_path / "newer" / "Format-Serving" / "saved_model.pb", "newer")
     both = [inputs["model"], newer]
     assert resolve(inputs, tmp_path, both) == [1]
     push({**inputs, "model": newer}, tmp_path, facts={**FACTS, "fingerprint": "run 2"})
@@ -203,7 +221,7 @@ def test_cache_key_changes_with_what_stands_in_the_base_path(inputs: dict, tmp_p
     push(inputs, tmp_path)
     one = key()
     assert one != empty
-    write(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "second")
+    write_graph(tmp_path / "model" / "Format-Serving" / "saved_model.pb", "second")
     push(inputs, tmp_path, facts={})
     two = key()
     assert two != one
