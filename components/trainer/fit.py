@@ -25,7 +25,7 @@ from components.trainer.loop import Loop, Progress
 from components.trainer.lora import enable_lora, merged_values
 from components.trainer.losses import class_weights
 from components.trainer.options import check_options
-from components.trainer.warm_start import warm_start
+from components.trainer.warm_start import meaning, warm_start
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -85,7 +85,7 @@ def fit(
     with strategy.scope():
         model = _build(config, policy="mixed_bfloat16" if mixed else "float32")
         loaded = _load_weights(model, config)
-        base = warm_start(model, base_model) if base_model else None
+        base = warm_start(model, base_model, meaning_of(config)) if base_model else None
         if training.lora_rank:
             enable_lora(model, training.lora_rank, training.lora_alpha)
     checkpoint_dir = os.path.join(config["checkpoint_dir"], _fingerprint(config, train, evaluation, base))
@@ -98,6 +98,11 @@ def fit(
     if mixed or training.lora_rank or strategy.num_replicas_in_sync > 1:
         model = _plain_copy(model, config)
     return Fitted(model, progress, loaded, base, mixed, strategy.num_replicas_in_sync, checkpoint_dir)
+
+
+def meaning_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What the weights of a model of this configuration mean: see `components.trainer.warm_start.meaning`."""
+    return meaning(config, _geometry(config, _section(EncoderConfig, config, "encoder")))
 
 
 def _build(config: dict[str, Any], policy: str) -> TextClassifier:

@@ -20,11 +20,12 @@ from components.trainer import state
 from components.trainer.batches import Examples, read_examples
 from components.trainer.calibration import calibrate
 from components.trainer.export import TransformGraph, export
-from components.trainer.fit import fit
+from components.trainer.fit import fit, meaning_of
 from components.trainer.hardware import choose_strategy, wait_for_all, worker_number
 from components.trainer.hyperparameters import decoded, with_values
 from components.trainer.metrics import scores, tune_thresholds
 from components.trainer.steps import make_predict_step, predict
+from components.trainer.warm_start import write_meaning
 from components.transform.vocab_file import read_tokens
 
 _CHECK_EXAMPLES = 64
@@ -104,6 +105,7 @@ def run_fn(fn_args: Any) -> None:
     else:
         export(fn_args.serving_model_dir, served(model)[0], *contract)
     check_ops(fn_args.serving_model_dir)
+    write_meaning(fn_args.serving_model_dir, meaning_of(config))
     _write_json(fn_args.model_run_dir, "check.json", check)
     wait_for_all(strategy)
     state.remove(fitted.checkpoint_dir)
