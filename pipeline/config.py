@@ -20,7 +20,7 @@ from components import config as sections
 from components.config import HUB_NAME
 from components.errors import ConfigError, PipelineError
 from components.examples.spans import matching_names
-from components.transform.vocab_file import read_tokens
+from components.transform.vocab_file import check_tokens, read_tokens
 from pipeline.airflow.config import AirflowConfig
 from pipeline.kubeflow.config import KubeflowConfig
 from pipeline.retraining import config as retraining
@@ -391,28 +391,25 @@ def _find_files(path: Path, config: Config) -> None:
 
 
 def _check_encoder(path: Path, config: Config) -> None:
-    """What would otherwise fail a minute into a run: the vocabulary's special tokens, the encoder's geometry."""
+    """What would otherwise fail a minute into a run: the vocabulary, the encoder's geometry, what its weights need."""
     from components.encoder.config import check_case, geometry_in_use
     from components.trainer.options import check_options
 
     try:
         tokens = read_tokens(config.vocab_file)
-    except ConfigError as error:
+        check_tokens(tokens, str(config.vocab_file))
+    except PipelineError as error:
         raise ConfigError(f"{path}: tokenizer.vocab: {error}") from None
-    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
-    if missing:
-        raise ConfigError(
-            f"{path}: tokenizer.vocab: {config.vocab_file} lacks {', '.join(missing)}; name a BERT vocab.txt, one "
-            "token a line"
-        )
     try:
-        if config.encoder.weights and not HUB_NAME.match(config.encoder.weights):
-            from components.encoder.sources import find_source
-
-            find_source(config.encoder.weights)
         if config.encoder.weights:
             check_case(tokens, config.tokenizer.lower_case)
         geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
+        if config.encoder.weights and not HUB_NAME.match(config.encoder.weights):
+            from components.encoder.companions import check_companions
+            from components.encoder.sources import find_source
+
+            source = find_source(config.encoder.weights)
+            check_companions(source, geometry, config.vocab_file, config.tokenizer.lower_case)
         check_options(
             config.training, config.encoder, geometry, config.tokenizer.longest_text, config.head,
             config.tokenizer.long_text == "windows",

@@ -300,6 +300,7 @@ def _pretrained_weights(config: Config) -> PretrainedWeights | None:
         encoder=config.encoder,
         encoder_config_file=str(config.encoder_config_file),
         vocab_file=str(config.vocab_file),
+        lower_case=config.tokenizer.lower_case,
         file_hashes=_encoder_hashes(config),
         code=code_fingerprint("components/encoder"),
     ).with_id("weights")

@@ -23,7 +23,7 @@ def print_weights(config: Config, output: Path | None, as_json: bool) -> None:
     if name is None:
         raise ConfigError("encoder.weights: the configuration names none; the encoder starts from random weights")
     geometry = geometry_in_use(config.encoder_config_file, config.encoder, config.vocab_file)
-    record = convert(name, geometry, config.vocab_file, output)
+    record = convert(name, geometry, config.vocab_file, config.tokenizer.lower_case, output)
     if as_json:
         print(json.dumps(asdict(record) | {"output": str(output) if output else None}))
         return

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from components.encoder.config import BertGeometry, read_geometry
-from components.encoder.sources import Source, find_source
+from components.encoder.companions import check_companions
+from components.encoder.config import BertGeometry
+from components.encoder.sources import find_source
 from components.errors import CheckpointError
-from components.transform.vocab_file import read_tokens
 
 if TYPE_CHECKING:  # reading and converting weights needs neither Keras nor TensorFlow
     from components.encoder.bert import BertEncoder
@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # reading and converting weights needs neither Keras nor Tens
 # Beside the encoder in published checkpoints: pooler, pretraining and task heads, buffers, optimiser.
 _BESIDE = re.compile(
     r"^(pooler\.|cls\.|classifier\.|qa_outputs\.|output_(weights|bias)$|embeddings\.(position|token_type)_ids$"
-    r"|global_step$|.*\.adam_[mv]$)"
+    r"|global_step$|beta[12]_power$|.*\.(adam_[mv]|Adam(_1)?)$)"
 )
+_WORDS = "embeddings.word_embeddings.weight"
 _SHOWN = 5
 
 
@@ -41,7 +42,7 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path) -> Loaded:
+def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path, lower_case: bool) -> Loaded:
     """Assigns pretrained weights to a built encoder.
 
     An encoder of fewer layers than the checkpoint gets the lower ones, where their number was chosen.
@@ -49,26 +50,31 @@ def load_weights(encoder: BertEncoder, name: str, vocab_file: str | Path) -> Loa
     Args:
       name: see `components.encoder.sources.find_source`.
       vocab_file: the vocabulary in use; it must be the one beside the weights, where there is one.
+      lower_case: of the tokeniser in use, likewise.
 
     Raises:
       CheckpointError: see `read_weights`.
     """
-    tensors, loaded = read_weights(name, encoder.geometry, vocab_file)
+    tensors, loaded = read_weights(name, encoder.geometry, vocab_file, lower_case)
     for place in _places(encoder.geometry):
         arrays = [tensors[part].T if _is_kernel(part) else tensors[part] for part in place.parts]
         place.variable(encoder).assign(np.concatenate(arrays, axis=-1).astype(np.float32))
     return loaded
 
 
-def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> tuple[dict[str, np.ndarray], Loaded]:
+def read_weights(
+    name: str, geometry: BertGeometry, vocab_file: str | Path, lower_case: bool
+) -> tuple[dict[str, np.ndarray], Loaded]:
     """The tensors that an encoder of this geometry needs, by Hugging Face's names and in its layout.
+
+    A table of words that has rows beyond the vocabulary beside the weights, to reach a round number, gives its first.
 
     Raises:
       CheckpointError: naming tensors that are missing, unexpected, of another shape, there twice or not finite, or the
-        setting in which the weights' own configuration, number of layers or vocabulary differs.
+        setting in which the weights' own configuration, number of layers, vocabulary or tokeniser differs.
     """
     source = find_source(name)
-    _check_companions(source, geometry, Path(vocab_file))
+    check_companions(source, geometry, vocab_file, lower_case)
     needed = {part: place.shape for place in _places(geometry) for part in place.parts}
     named = _by_canonical_name(name, source.tensors(lambda key: canonical_name(key) in needed), needed)
     tensors = {key: value for key, value in named.items() if value is not None}
@@ -76,6 +82,7 @@ def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> t
         raise CheckpointError(f"encoder.weights: {name} has whole numbers for weights in {_some(whole)}")
     if source.format == "tf1":
         tensors = {key: value.T if _is_kernel(key) else value for key, value in tensors.items()}
+    spare = _cut_spare_rows(tensors, geometry.vocab_size) if source.vocab is not None else []
     missing = sorted(needed.keys() - tensors.keys())
     left = named.keys() - needed.keys()
     layers = geometry.num_hidden_layers
@@ -105,7 +112,16 @@ def read_weights(name: str, geometry: BertGeometry, vocab_file: str | Path) -> t
             f"encoder.weights: {name} has values that are no finite numbers in {len(bad)} tensors: {_some(bad)}; fetch "
             "or convert it anew"
         )
-    return found, Loaded(source.format, source.sha256(), tuple(sorted(left)))
+    return found, Loaded(source.format, source.sha256(), tuple(sorted([*left, *spare])))
+
+
+def _cut_spare_rows(tensors: dict[str, np.ndarray], words: int) -> list[str]:
+    """Leaves the table of words with `words` rows, if it has more; what was cut off, for the account."""
+    table = tensors.get(_WORDS)
+    if table is None or table.ndim != 2 or len(table) <= words:
+        return []
+    tensors[_WORDS] = table[:words]
+    return [f"{_WORDS}[{words}:{len(table)}]"]
 
 
 def canonical_name(name: str) -> str:
@@ -189,24 +205,3 @@ def _places(g: BertGeometry) -> list[_Place]:
 def _of_block(number: int, path: str) -> Callable[[BertEncoder], Any]:
     get = attrgetter(path)
     return lambda encoder: get(encoder.blocks[number])
-
-
-def _check_companions(source: Source, geometry: BertGeometry, vocab_file: Path) -> None:
-    """The configuration and vocabulary beside the weights must be those in use: no shape shows the heads' number."""
-    if source.config is not None:
-        own = read_geometry(source.config)
-        # Dropout and initialisation do not change an answer.
-        keys = ["vocab_size", "hidden_size", "layer_norm_eps"]
-        keys += ["num_attention_heads", "intermediate_size"] if geometry.num_hidden_layers else []
-        keys += [] if geometry.layers_chosen else ["num_hidden_layers"]
-        for key in keys:
-            if getattr(own, key) != getattr(geometry, key):
-                raise CheckpointError(
-                    f"encoder.weights: {source.config} has {key} {getattr(own, key)}, but the encoder is configured "
-                    f"with {getattr(geometry, key)}; point encoder.config at that file and remove the override"
-                )
-    if source.vocab is not None and read_tokens(source.vocab) != read_tokens(vocab_file):
-        raise CheckpointError(
-            f"encoder.weights: {vocab_file} is not the vocabulary of the weights; "
-            f"point tokenizer.vocab at {source.vocab}"
-        )

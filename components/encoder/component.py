@@ -34,7 +34,7 @@ class Executor(base_executor.BaseExecutor):
         encoder = EncoderConfig.model_validate(config["encoder"])
         geometry = geometry_in_use(config["encoder_config_file"], encoder, config["vocab_file"])
         weights = artifact_utils.get_single_instance(output_dict["weights"])
-        record = convert(str(encoder.weights), geometry, config["vocab_file"], weights.uri)
+        record = convert(str(encoder.weights), geometry, config["vocab_file"], config["lower_case"], weights.uri)
         for name in ("sha256", "source_sha256", "source"):
             weights.set_string_custom_property(name, getattr(record, name))
 
@@ -59,12 +59,13 @@ class PretrainedWeights(base_component.BaseComponent):
         encoder: EncoderConfig,
         encoder_config_file: str,
         vocab_file: str,
+        lower_case: bool,
         file_hashes: list[str],
         code: str = "",
     ) -> None:
         """Args:
         encoder: names the weights, and what of the geometry is overridden.
-        encoder_config_file, vocab_file: of the configuration.
+        encoder_config_file, vocab_file, lower_case: of the configuration.
         file_hashes: of these files and of local weights, so that an edited one is not answered from the cache.
         code: a fingerprint of this step's code, likewise.
         """
@@ -75,6 +76,7 @@ class PretrainedWeights(base_component.BaseComponent):
             ),
             "encoder_config_file": encoder_config_file,
             "vocab_file": vocab_file,
+            "lower_case": lower_case,
             "file_hashes": file_hashes,
             "code": code,
         }

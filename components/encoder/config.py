@@ -27,7 +27,7 @@ _FEW = 0.01  # share of a vocabulary's tokens: some may have been added by hand 
 # What the encoder does, by key of config.json; any other value there would change its answers.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("bert",),
-    "hidden_act": ("gelu",),
+    "hidden_act": ("gelu", "gelu_python"),  # the same function by two names
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -73,15 +73,15 @@ def read_geometry(
     Args:
       config_file: JSON by the names that Hugging Face and Google's release share.
       overrides: values other than None replace the file's.
-      vocab_size: entries of the vocabulary in use. Random weights take it as it is; for pretrained weights
-        (`overrides.weights`) it must be the file's own.
+      vocab_size: entries of the vocabulary in use. Random weights take it as it is; pretrained weights
+        (`overrides.weights`) must have a row for each, and whether they may have more is seen when they are read.
 
     Raises:
       CheckpointError: the file asks for something this encoder does not do, or vocabulary and file disagree.
       ConfigError: the sizes do not fit together, or the file is not readable JSON.
     """
     try:
-        raw = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        raw = json.loads(Path(config_file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"encoder.config: {config_file} cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -95,7 +95,7 @@ def read_geometry(
         given = {key: value for key in _OVERRIDES if (value := getattr(overrides, key)) is not None}
         geometry = replace(geometry, **given, layers_chosen="num_hidden_layers" in given)
     if vocab_size is not None and vocab_size != geometry.vocab_size:
-        if overrides is not None and overrides.weights:
+        if overrides is not None and overrides.weights and vocab_size > geometry.vocab_size:
             raise CheckpointError(
                 f"{config_file}: vocab_size is {geometry.vocab_size}, but the vocabulary has {vocab_size} "
                 "entries; use the vocabulary that the weights were trained with (tokenizer.vocab)"
@@ -103,8 +103,9 @@ def read_geometry(
         geometry = replace(geometry, vocab_size=vocab_size)
     if geometry.vocab_size < 1:
         raise ConfigError(f"{config_file}: vocab_size is missing")
-    if geometry.num_hidden_layers and not geometry.num_attention_heads:
-        raise ConfigError(f"{config_file}: num_attention_heads is 0; a layer has at least 1")
+    for key in ("num_attention_heads", "intermediate_size"):
+        if geometry.num_hidden_layers and not getattr(geometry, key):
+            raise ConfigError(f"{config_file}: {key} is 0; a layer has at least 1")
     if geometry.num_hidden_layers and geometry.hidden_size % geometry.num_attention_heads:
         raise ConfigError(
             f"encoder: hidden_size {geometry.hidden_size} cannot be divided among "
@@ -122,6 +123,16 @@ def geometry_in_use(config_file: str | Path, encoder: EncoderConfig, vocab_file:
     return read_geometry(config_file, encoder, len(read_tokens(vocab_file)))
 
 
+def is_cased(tokens: Sequence[str]) -> bool | None:
+    """Whether a vocabulary is of cased text: it has words with capital letters; None where it has too few to tell."""
+    capitals = _capitals(tokens)
+    return True if capitals > _FEW * len(tokens) else None if capitals else False
+
+
+def _capitals(tokens: Sequence[str]) -> int:
+    return sum(re.search("[A-Z]", token) is not None for token in tokens if not token.startswith("["))
+
+
 def check_case(tokens: Sequence[str], lower_case: bool) -> None:
     """Holds `tokenizer.lower_case` against the vocabulary of pretrained weights, which shows how they were trained: one
     of cased text has words with capital letters, one of lower-cased text hardly any.
@@ -129,13 +140,13 @@ def check_case(tokens: Sequence[str], lower_case: bool) -> None:
     Raises:
       ConfigError: words would be looked up in another case than they were trained in, and most not be found.
     """
-    capitals = sum(re.search("[A-Z]", token) is not None for token in tokens if not token.startswith("["))
-    if lower_case and capitals > _FEW * len(tokens):
+    cased = is_cased(tokens)
+    if lower_case and cased is True:
         raise ConfigError(
             "tokenizer.lower_case: is true, but encoder.weights are of cased text: their vocabulary has capitals in "
-            f"{capitals} of its tokens; set it to false"
+            f"{_capitals(tokens)} of its tokens; set it to false"
         )
-    if not lower_case and not capitals:
+    if not lower_case and cased is False:
         raise ConfigError(
             "tokenizer.lower_case: is false, but encoder.weights are of lower-cased text: no token of their vocabulary "
             "has a capital letter, and every word with one would be unknown; set it to true"
@@ -148,6 +159,9 @@ def _refuse_unsupported(config_file: str | Path, raw: dict[str, Any]) -> None:
         if value is not None and value not in allowed:
             wanted = f"only {' or '.join(map(repr, allowed))} is" if allowed else "it is not"
             raise CheckpointError(f"{config_file}: {key} is {value!r}; {wanted} supported")
+    made = raw.get("architectures")
+    if raw.get("model_type") is None and isinstance(made, list) and made and not str(made[0]).startswith("Bert"):
+        raise CheckpointError(f"{config_file}: architectures is {made!r}; only BERT's are supported")
     embedding_size = raw.get("embedding_size")
     if embedding_size is not None and embedding_size != raw.get("hidden_size", 768):
         raise CheckpointError(
@@ -160,7 +174,8 @@ def _check_types(config_file: str | Path, geometry: BertGeometry) -> None:
     for key in _KEYS:
         value, kind = getattr(geometry, key), BertGeometry.__dataclass_fields__[key].type
         number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"{config_file}: {key} is {value!r}; a number of at least 0 is needed")
+        least = int(key in ("hidden_size", "max_position_embeddings", "type_vocab_size"))
+        if not number or not math.isfinite(value) or value < least:
+            raise ConfigError(f"{config_file}: {key} is {value!r}; a number of at least {least} is needed")
         if key.endswith("_prob") and value > 1:
             raise ConfigError(f"{config_file}: {key} is {value!r}; a share from 0 to 1 is needed")

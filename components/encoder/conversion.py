@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from components.encoder.checkpoint import read_weights
 from components.encoder.config import BertGeometry
 from components.errors import CheckpointError
+from components.transform.vocab_file import read_tokens
 
 TENSORS, CONFIG, VOCAB, RECORD = "model.safetensors", "config.json", "vocab.txt", "weights.json"
 
@@ -45,20 +45,22 @@ class Record:
     unused: tuple[str, ...]
 
 
-def convert(name: str, geometry: BertGeometry, vocab_file: str | Path, folder: str | Path | None = None) -> Record:
+def convert(
+    name: str, geometry: BertGeometry, vocab_file: str | Path, lower_case: bool, folder: str | Path | None = None
+) -> Record:
     """Reads weights, accounts for every tensor, and writes them to `folder`; without one, only looks at them.
 
     Args:
       name: see `components.encoder.sources.find_source`.
       geometry: of the encoder that they are for; fewer layers than the source's, where chosen, take the lower ones.
-      vocab_file: in use.
+      vocab_file, lower_case: of the tokeniser in use.
 
     Raises:
       CheckpointError: they do not fit the encoder or the vocabulary, or `folder` holds something already.
     """
     from safetensors.numpy import save
 
-    tensors, loaded = read_weights(name, geometry, vocab_file)
+    tensors, loaded = read_weights(name, geometry, vocab_file, lower_case)
     data = save(tensors)
     record = Record(
         source=name,
@@ -75,7 +77,7 @@ def convert(name: str, geometry: BertGeometry, vocab_file: str | Path, folder: s
             raise CheckpointError(f"{target}: is not empty; name a new folder for the converted weights")
         target.mkdir(parents=True, exist_ok=True)
         config = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", **geometry.as_config()}
-        shutil.copyfile(vocab_file, target / VOCAB)
+        (target / VOCAB).write_text("".join(f"{token}\n" for token in read_tokens(vocab_file)), encoding="utf-8")
         (target / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         (target / RECORD).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
         (target / TENSORS).write_bytes(data)

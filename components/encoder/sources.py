@@ -16,7 +16,13 @@ from components.config import HUB_NAME
 from components.encoder.torch_pickle import as_array, read_state_dict
 from components.errors import CheckpointError
 
-_INDEX = "model.safetensors.index.json"
+_Format = Literal["tf1", "safetensors", "torch"]
+# By preference: the format, and its file, whole or as an index of shards.
+_HUGGING_FACE: tuple[tuple[_Format, str, str], ...] = (
+    ("safetensors", "model.safetensors", "model.safetensors.index.json"),
+    ("torch", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "added_tokens.json")
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
@@ -28,14 +34,18 @@ class Source:
       format: `tf1` (`model.ckpt-*`), `safetensors` or `torch` (`pytorch_model.bin`).
       files: the files that hold tensors; for `tf1` the index and data files.
       prefix: of a TensorFlow checkpoint.
-      config, vocab: `config.json` or `bert_config.json`, and `vocab.txt` beside the weights, where present.
+      config, vocab: `config.json` or `bert_config.json`, and `vocab.txt` or else `tokenizer.json` beside the weights,
+        where present.
+      tokenizer: what else tells of the tokeniser, by name: `tokenizer_config.json`, `tokenizer.json`,
+        `added_tokens.json`, where present.
     """
 
-    format: Literal["tf1", "safetensors", "torch"]
+    format: _Format
     files: tuple[Path, ...]
     prefix: str | None
     config: Path | None
     vocab: Path | None
+    tokenizer: tuple[Path, ...] = ()
 
     def sha256(self) -> str:
         """One digest over the files' names and contents, in hexadecimal."""
@@ -95,15 +105,12 @@ def find_source(name: str) -> Source:
 
 
 def _in_folder(folder: Path) -> Source:
-    config = next((f for n in ("config.json", "bert_config.json") if (f := folder / n).exists()), None)
-    vocab = folder / "vocab.txt"
-    beside = (config, vocab if vocab.exists() else None)
-    if (folder / _INDEX).exists():
-        return Source("safetensors", _shards(folder / _INDEX), None, *beside)
-    if (folder / "model.safetensors").exists():
-        return Source("safetensors", (folder / "model.safetensors",), None, *beside)
-    if (folder / "pytorch_model.bin").exists():
-        return Source("torch", (folder / "pytorch_model.bin",), None, *beside)
+    config = _first(folder, "config.json", "bert_config.json")
+    for kind, whole, index in _HUGGING_FACE:
+        if (folder / index).exists():
+            return Source(kind, _shards(folder / index), None, config, *_tokenizer(folder))
+        if (folder / whole).exists():
+            return Source(kind, (folder / whole,), None, config, *_tokenizer(folder))
     prefixes = [f.with_name(f.name.removesuffix(".index")) for f in sorted(folder.glob("*.ckpt*.index"))]
     if len(prefixes) == 1:
         return _tf1(prefixes[0])
@@ -127,26 +134,35 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _tf1(prefix: Path) -> Source:
-    config = next((f for n in ("bert_config.json", "config.json") if (f := prefix.parent / n).exists()), None)
-    vocab = prefix.parent / "vocab.txt"
+    config = _first(prefix.parent, "bert_config.json", "config.json")
     files = (
         prefix.with_name(prefix.name + ".index"),
         *sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")),
     )
-    return Source("tf1", files, str(prefix), config, vocab if vocab.exists() else None)
+    return Source("tf1", files, str(prefix), config, *_tokenizer(prefix.parent))
+
+
+def _tokenizer(folder: Path) -> tuple[Path | None, tuple[Path, ...]]:
+    found = tuple(path for name in _TOKENIZER if (path := folder / name).exists())
+    return _first(folder, "vocab.txt", "tokenizer.json"), found
+
+
+def _first(folder: Path, *names: str) -> Path | None:
+    return next((path for name in names if (path := folder / name).exists()), None)
 
 
 def _download(repo: str, revision: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    beside = ["config.json", "vocab.txt"]
+    beside = ["config.json", "vocab.txt", *_TOKENIZER]
     try:
-        # Not "*.safetensors": its variants and other models, which may stand beside it, are none of the weights.
-        for whole, *parts in (["model.safetensors", _INDEX, "model-*.safetensors"], ["pytorch_model.bin"]):
-            wanted = [*beside, whole, *parts]
+        for _, whole, index in _HUGGING_FACE:
+            # Not "*.safetensors": its variants and other models, which may stand beside it, are none of the weights.
+            shards = whole.replace(".", "-*.")
+            wanted = [*beside, whole, index, shards]
             folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
-            if any((folder / name).exists() for name in (whole, *parts)):
+            if (folder / whole).exists() or (folder / index).exists():
                 return folder
     except LocalEntryNotFoundError:
         raise CheckpointError(

@@ -138,11 +138,11 @@ def _load_weights(model: TextClassifier, config: dict[str, Any]) -> dict[str, An
     if name is None:
         return None
     if converted is None:
-        loaded = load_weights(model.encoder, name, config["vocab_file"])
+        loaded = load_weights(model.encoder, name, config["vocab_file"], config["lower_case"])
         log.info("encoder weights from %s: %s, %d tensors unused", name, loaded.format, len(loaded.unused))
         return {"source": name, **asdict(loaded)}
     record = read_record(converted)
-    load_weights(model.encoder, converted, config["vocab_file"])
+    load_weights(model.encoder, converted, config["vocab_file"], config["lower_case"])
     log.info("encoder weights from %s, converted from %s", name, record.format)
     return {**asdict(record), "converted": converted}
 

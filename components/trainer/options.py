@@ -44,7 +44,7 @@ def check_options(
     if training.lora_rank and not geometry.num_hidden_layers:
         raise ConfigError("training.lora_rank: the encoder has no layers (encoder.num_hidden_layers is 0)")
     narrowest = min(geometry.hidden_size, geometry.intermediate_size)
-    if training.lora_rank >= narrowest:
+    if training.lora_rank and training.lora_rank >= narrowest:
         raise ConfigError(
             f"training.lora_rank: {training.lora_rank} is no low rank for kernels of {narrowest} columns; give less"
         )

@@ -1,16 +1,13 @@
 """Reads a WordPiece vocabulary, checks it, and prepares it for the in-graph engine."""
 
-from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from components.errors import CheckpointError
 from components.transform.rewrite import stand_ins
 from components.transform.unicode_table import DROP, ISOLATE, SPACE, UnicodeRules
-from components.transform.vocab_file import read_tokens
+from components.transform.vocab_file import SPECIAL_TOKENS, check_tokens, read_tokens
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SUFFIX = "##"
 _UNMATCHABLE = "\uf8ff"  # private use: the reference drops it from every text
 
@@ -19,7 +16,7 @@ def read_vocabulary(vocab: Sequence[str] | str | PathLike) -> list[str]:
     """Reads and checks a vocabulary.
 
     Args:
-      vocab: the tokens in the order of their ids, or the path of a UTF-8 file with one token a line.
+      vocab: the tokens in the order of their ids, or the path of a file, as `read_tokens` takes it.
 
     Returns:
       The tokens; a token's place is its id.
@@ -32,24 +29,8 @@ def read_vocabulary(vocab: Sequence[str] | str | PathLike) -> list[str]:
         place, tokens = f"vocabulary file {Path(vocab)}", read_tokens(vocab)
     else:
         place, tokens = "vocabulary", list(vocab)
-    _check(tokens, place)
+    check_tokens(tokens, place)
     return tokens
-
-
-def _check(tokens: list[str], place: str) -> None:
-    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
-    if missing:
-        raise CheckpointError(
-            f"{place}: {len(tokens)} tokens, without {', '.join(missing)}. "
-            "A BERT vocabulary has one token a line, the special ones included; use the encoder's own vocab.txt."
-        )
-    twice = [token for token, count in Counter(tokens).items() if count > 1]
-    if twice:
-        lines = [number for number, token in enumerate(tokens, start=1) if token == twice[0]]
-        raise CheckpointError(
-            f"{place}: tokens that occur more than once: {len(twice)}, the first on lines "
-            f"{', '.join(map(str, lines[:5]))}. An id must belong to one token; use the encoder's own vocab.txt."
-        )
 
 
 def engine_vocabulary(tokens: Sequence[str], rules: UnicodeRules) -> list[str]:

@@ -262,7 +262,14 @@ def test_missing_file_is_named(minimal: Path, override: str, expected: str) -> N
 def test_vocabulary_without_special_tokens_is_refused_before_anything_runs(minimal: Path) -> None:
     vocabulary = minimal.parent / "vocab.txt"
     vocabulary.write_text("[PAD]\n[CLS]\n[SEP]\nword\n")
-    assert f"{vocabulary} lacks [UNK]; name a BERT vocab.txt" in message(minimal, f"tokenizer.vocab={vocabulary}")
+    told = message(minimal, f"tokenizer.vocab={vocabulary}")
+    assert f"tokenizer.vocab: {vocabulary}: 4 tokens, without [UNK]" in told
+
+
+def test_vocabulary_with_a_token_twice_is_refused_before_anything_runs(minimal: Path) -> None:
+    vocabulary = minimal.parent / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nword\nword\n")
+    assert "the first on lines 5, 6" in message(minimal, f"tokenizer.vocab={vocabulary}")
 
 
 def test_data_input_that_is_a_file_is_explained(minimal: Path) -> None:

@@ -53,9 +53,21 @@ def test_one_command_accounts_for_every_tensor_and_converts_them(minimal: Path, 
     assert record["source_sha256"] in looked.stdout
 
 
+def test_a_configuration_is_checked_against_what_stands_beside_local_weights(minimal: Path, source: Path) -> None:
+    other = minimal.parent / "other.txt"
+    other.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "fever", "Fever"]))
+    checked = CliRunner().invoke(app, ["config", "check", str(minimal), "--set", f"tokenizer.vocab={other}"])
+    assert checked.exit_code == 2
+    assert f"{other} is not the vocabulary of the weights" in checked.output
+    (source / "tokenizer_config.json").write_text('{"strip_accents": true}')
+    checked = CliRunner().invoke(app, ["config", "check", str(minimal)])
+    assert checked.exit_code == 2
+    assert "has strip_accents true" in checked.output
+
+
 def test_what_does_not_fit_is_named_and_nothing_is_written(minimal: Path, source: Path) -> None:
     done = weights(minimal, "--output", minimal.parent / "converted", "--set", "encoder.hidden_size=12")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "has hidden_size 8, but the encoder is configured with 12" in done.output
     assert not (minimal.parent / "converted").exists()
 

@@ -202,8 +202,8 @@ def test_every_format_gives_the_same_encoder(tmp_path, vocab_file, torch_modules
     digests = set()
     for name, source in sources.items():
         encoders[name] = encoder_of()
-        digests.add(convert(source, GEOMETRY, vocab_file).sha256)
-        loaded = load_weights(encoders[name], source, vocab_file)
+        digests.add(convert(source, GEOMETRY, vocab_file, False).sha256)
+        loaded = load_weights(encoders[name], source, vocab_file, False)
         assert name.startswith(loaded.format) or name == "without bert."
         assert "pooler.dense.bias" in loaded.unused
     assert len(digests) == 1
@@ -248,7 +248,7 @@ def test_values_of_other_precisions_are_read_to_the_bit(tmp_path, vocab_file, fo
     else:
         half = {"BF16": tf.bfloat16, "F16": tf.float16}[kind].as_numpy_dtype
         source = write_tf1(tmp_path / "t", {name: value.astype(half) for name, value in tensors.items()})
-    found, _ = read_weights(source, GEOMETRY, vocab_file)
+    found, _ = read_weights(source, GEOMETRY, vocab_file, False)
     assert len(found) == 37
     for name, value in found.items():
         assert value.dtype == np.float32
@@ -270,8 +270,54 @@ def test_shards_are_read_together(tmp_path, vocab_file):
     index = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(names)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     encoder = encoder_of()
-    load_weights(encoder, str(tmp_path), vocab_file)
+    load_weights(encoder, str(tmp_path), vocab_file, False)
     np.testing.assert_array_equal(encoder.embeddings.word.numpy(), tensors["bert.embeddings.word_embeddings.weight"])
+
+
+def test_shards_of_pickles_are_read_together(tmp_path, vocab_file, torch_modules):
+    tensors = hugging_face_tensors()
+    index = {}
+    for n in range(2):
+        part = dict(list(tensors.items())[n::2])
+        write_torch(tmp_path, part)
+        (tmp_path / "pytorch_model.bin").rename(tmp_path / f"pytorch_model-{n}.bin")
+        index |= dict.fromkeys(part, f"pytorch_model-{n}.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    found, loaded = read_weights(str(tmp_path), GEOMETRY, vocab_file, False)
+    assert (loaded.format, len(found)) == ("torch", 37)
+    np.testing.assert_array_equal(found["embeddings.LayerNorm.bias"], tensors["bert.embeddings.LayerNorm.bias"])
+
+
+def test_rows_of_words_beyond_the_vocabulary_beside_the_weights_stay_behind(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors[name] = np.concatenate([tensors[name], np.zeros((5, 8), np.float32)])
+    source = write_safetensors(tmp_path / "s", tensors)
+    (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 16}))
+    with pytest.raises(
+        CheckpointError, match="vocab_size 16, but the vocabulary has 11 entries, and none stands beside"
+    ):
+        read_weights(source, GEOMETRY, vocab_file, False)
+    (tmp_path / "s" / "vocab.txt").write_bytes(vocab_file.read_bytes())
+    found, loaded = read_weights(source, GEOMETRY, vocab_file, False)
+    np.testing.assert_array_equal(found["embeddings.word_embeddings.weight"], tensors[name][:11])
+    assert "embeddings.word_embeddings.weight[11:16]" in loaded.unused
+    (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 10}))
+    with pytest.raises(CheckpointError, match="has vocab_size 10, but the encoder is configured with 11"):
+        read_weights(source, GEOMETRY, vocab_file, False)
+
+
+def test_what_optimisers_leave_in_a_checkpoint_stays_behind(tmp_path, vocab_file):
+    tensors = hugging_face_tensors()
+    slots = (
+        "beta1_power",
+        "beta2_power",
+        "bert.embeddings.LayerNorm.beta/Adam",
+        "bert.embeddings.LayerNorm.beta/Adam_1",
+    )
+    source = write_safetensors(tmp_path / "s", tensors | {name: np.zeros(1, np.float32) for name in slots})
+    _, loaded = read_weights(source, GEOMETRY, vocab_file, False)
+    assert {"beta1_power", "embeddings.LayerNorm.beta.Adam_1"} <= set(loaded.unused)
 
 
 def test_fewer_layers_take_the_lower_ones(tmp_path, vocab_file):
@@ -279,7 +325,7 @@ def test_fewer_layers_take_the_lower_ones(tmp_path, vocab_file):
     encoder = encoder_of(replace(GEOMETRY, num_hidden_layers=1, layers_chosen=True))
     source = write_safetensors(tmp_path / "s", tensors)
     (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG))
-    loaded = load_weights(encoder, source, vocab_file)
+    loaded = load_weights(encoder, source, vocab_file, False)
     expected = tensors["bert.encoder.layer.0.output.dense.weight"].T
     np.testing.assert_array_equal(encoder.blocks[0].output_dense.kernel.numpy(), expected)
     assert "encoder.layer.1.output.dense.weight" in loaded.unused
@@ -290,14 +336,14 @@ def test_another_number_of_layers_is_refused_unless_it_was_chosen(tmp_path, voca
     one = replace(GEOMETRY, num_hidden_layers=1)
     message = "has 2 layers, but the configuration of the encoder says 1; set encoder.num_hidden_layers to 1"
     with pytest.raises(CheckpointError, match=message):
-        read_weights(source, one, vocab_file)
+        read_weights(source, one, vocab_file, False)
     for layers, geometry in ((2, one), (3, GEOMETRY)):
         (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
         with pytest.raises(CheckpointError, match=f"has num_hidden_layers {layers}, but the encoder"):
-            read_weights(source, geometry, vocab_file)
-        read_weights(source, replace(geometry, layers_chosen=True), vocab_file)
+            read_weights(source, geometry, vocab_file, False)
+        read_weights(source, replace(geometry, layers_chosen=True), vocab_file, False)
     with pytest.raises(CheckpointError, match=r"16 missing: encoder\.layer\.2\."):
-        read_weights(source, replace(GEOMETRY, num_hidden_layers=3, layers_chosen=True), vocab_file)
+        read_weights(source, replace(GEOMETRY, num_hidden_layers=3, layers_chosen=True), vocab_file, False)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +357,7 @@ def test_one_tensor_by_two_names_is_refused(tmp_path, vocab_file, first, second)
     tensors = hugging_face_tensors()
     source = write_safetensors(tmp_path / "s", tensors | {second: np.zeros_like(tensors[first])})
     with pytest.raises(CheckpointError, match="has one tensor by two names") as error:
-        read_weights(source, GEOMETRY, vocab_file)
+        read_weights(source, GEOMETRY, vocab_file, False)
     assert first in str(error.value)
     assert second in str(error.value)
 
@@ -319,7 +365,7 @@ def test_one_tensor_by_two_names_is_refused(tmp_path, vocab_file, first, second)
 def test_two_names_of_a_tensor_that_stays_behind_do_no_harm(tmp_path, vocab_file):
     tensors = hugging_face_tensors()
     source = write_safetensors(tmp_path / "s", tensors | {"pooler.dense.bias": np.zeros(8, np.float32)})
-    read_weights(source, GEOMETRY, vocab_file)
+    read_weights(source, GEOMETRY, vocab_file, False)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path, vocab_file):
@@ -329,7 +375,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path, vocab_file):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"-2.safetensors: bert\.pooler\.dense\.bias stands in model-1"):
-        read_weights(str(tmp_path), GEOMETRY, vocab_file)
+        read_weights(str(tmp_path), GEOMETRY, vocab_file, False)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -340,19 +386,19 @@ def test_weights_that_are_no_finite_numbers_are_named(tmp_path, vocab_file, valu
     tensors["bert.encoder.layer.0.output.dense.bias"] = bias
     tensors["bert.pooler.dense.bias"][0] = np.nan  # stays behind
     with pytest.raises(CheckpointError, match=r"numbers in 1 tensors: encoder\.layer\.0\.output\.dense\.bias; fetch"):
-        read_weights(write_safetensors(tmp_path / "s", tensors), GEOMETRY, vocab_file)
+        read_weights(write_safetensors(tmp_path / "s", tensors), GEOMETRY, vocab_file, False)
 
 
 def test_only_what_is_needed_must_be_of_floating_point(tmp_path, vocab_file):
     tensors = hugging_face_tensors()
     beside = {"bert.pooler.dense.weight": np.zeros((8, 8), np.int16)}
     beside |= {"bert.embeddings.position_ids": np.zeros((1, 6), np.uint8)}
-    _, loaded = read_weights(write_safetensors(tmp_path / "s", tensors | beside), GEOMETRY, vocab_file)
+    _, loaded = read_weights(write_safetensors(tmp_path / "s", tensors | beside), GEOMETRY, vocab_file, False)
     assert {"pooler.dense.weight", "embeddings.position_ids"} <= set(loaded.unused)
     name = "bert.encoder.layer.0.output.dense.bias"
     source = write_safetensors(tmp_path / "s", tensors | {name: np.zeros(8, np.int8)})
     with pytest.raises(CheckpointError, match=f"{name} has the unsupported type I8"):
-        read_weights(source, GEOMETRY, vocab_file)
+        read_weights(source, GEOMETRY, vocab_file, False)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +418,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, vocab_file
     encoder = encoder_of()
     before = [variable.numpy() for variable in encoder.weights]
     with pytest.raises(CheckpointError) as error:
-        load_weights(encoder, write_safetensors(tmp_path / "s", tensors), vocab_file)
+        load_weights(encoder, write_safetensors(tmp_path / "s", tensors), vocab_file, False)
     message = str(error.value)
     assert "1 missing: encoder.layer.0.output.dense.bias" in message
     assert "1 unexpected: encoder.layer.0.adapter.weight" in message
@@ -388,17 +434,17 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, vocab_file
 def test_another_configuration_beside_the_weights_is_refused(tmp_path, vocab_file, change, message):
     source = write_safetensors(tmp_path / "s", hugging_face_tensors())
     (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG))
-    load_weights(encoder_of(), source, vocab_file)
+    load_weights(encoder_of(), source, vocab_file, False)
     (tmp_path / "s" / "config.json").write_text(json.dumps(CONFIG | change))
     with pytest.raises(CheckpointError, match=message):
-        load_weights(encoder_of(), source, vocab_file)
+        load_weights(encoder_of(), source, vocab_file, False)
 
 
 def test_another_vocabulary_beside_the_weights_is_refused(tmp_path, vocab_file):
     source = write_safetensors(tmp_path / "s", hugging_face_tensors())
     (tmp_path / "s" / "vocab.txt").write_text("\n".join(f"u{n}" for n in range(11)))
     with pytest.raises(CheckpointError, match="is not the vocabulary of the weights"):
-        load_weights(encoder_of(), source, vocab_file)
+        load_weights(encoder_of(), source, vocab_file, False)
 
 
 class Evil:
@@ -470,7 +516,7 @@ def test_a_cut_off_safetensors_file_is_named(tmp_path, vocab_file):
     file = tmp_path / "s" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_weights(encoder_of(), source, vocab_file)
+        load_weights(encoder_of(), source, vocab_file, False)
 
 
 @pytest.mark.parametrize("name", ["absent", "dmis-lab/biobert-v1.1", "dmis-lab/biobert-v1.1@main"])
@@ -518,7 +564,7 @@ def test_offline_a_hub_name_is_read_from_the_cache_at_its_revision(hub, vocab_fi
     folder = hub("organisation/name")
     (write_safetensors if form == "safetensors" else write_torch)(folder, tensors)
     encoder = encoder_of()
-    loaded = load_weights(encoder, f"organisation/name@{REVISION}", vocab_file)
+    loaded = load_weights(encoder, f"organisation/name@{REVISION}", vocab_file, False)
     assert loaded.format == form
     np.testing.assert_array_equal(encoder.embeddings.word.numpy(), tensors["bert.embeddings.word_embeddings.weight"])
     source = find_source(f"organisation/name@{REVISION}")
@@ -571,14 +617,14 @@ def test_what_was_read_once_is_not_downloaded_again(hub, monkeypatch, vocab_file
     monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(settings, "ENDPOINT", endpoint)
     monkeypatch.setattr(settings, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    first, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)
+    first, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file, False)
     assert sorted(name for name in Hub.fetched if name.startswith("GET")) == [f"GET {name}" for name in names]
     Hub.fetched.clear()
-    again, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)
+    again, _ = read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file, False)
     assert Hub.fetched == []
     server.shutdown()
     server.server_close()
-    read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file)  # nor is there anyone to be asked
+    read_weights(f"organisation/name@{REVISION}", GEOMETRY, vocab_file, False)  # nor is there anyone to be asked
     for name, value in first.items():
         np.testing.assert_array_equal(again[name], value)
 

@@ -55,13 +55,13 @@ def write_config(folder):
 def loaded(folder, geometry, vocab_file):
     encoder = BertEncoder(geometry)
     encoder.build()
-    load_weights(encoder, str(folder), vocab_file)
+    load_weights(encoder, str(folder), vocab_file, False)
     return [variable.numpy() for variable in encoder.weights]
 
 
 def test_a_converted_folder_gives_the_same_encoder_and_knows_its_source(source, tmp_path):
     geometry = read_geometry(source / "config.json")
-    record = convert(str(source), geometry, source / "vocab.txt", tmp_path / "converted")
+    record = convert(str(source), geometry, source / "vocab.txt", False, tmp_path / "converted")
     assert (record.source, record.format, record.tensors) == (str(source), "safetensors", 37)
     assert record.unused == ("pooler.dense.bias", "pooler.dense.weight")
     assert record.parameters == sum(value.size for value in loaded(source, geometry, source / "vocab.txt"))
@@ -77,8 +77,8 @@ def test_a_converted_folder_gives_the_same_encoder_and_knows_its_source(source, 
 
 def test_converting_again_gives_the_same_bytes(source, tmp_path):
     geometry = read_geometry(source / "config.json")
-    first = convert(str(source), geometry, source / "vocab.txt", tmp_path / "first")
-    again = convert(str(tmp_path / "first"), geometry, source / "vocab.txt", tmp_path / "again")
+    first = convert(str(source), geometry, source / "vocab.txt", False, tmp_path / "first")
+    again = convert(str(tmp_path / "first"), geometry, source / "vocab.txt", False, tmp_path / "again")
     assert again.sha256 == first.sha256
     assert again.source_sha256 != first.source_sha256
     assert again.unused == ()
@@ -86,17 +86,17 @@ def test_converting_again_gives_the_same_bytes(source, tmp_path):
 
 def test_without_a_folder_nothing_is_written(source, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt")
+    convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt", False)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_in_use_is_refused(source):
     with pytest.raises(CheckpointError, match="is not empty"):
-        convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt", source)
+        convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt", False, source)
 
 
 def test_converted_tensors_that_were_changed_are_refused(source, tmp_path):
-    convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt", tmp_path / "converted")
+    convert(str(source), read_geometry(source / "config.json"), source / "vocab.txt", False, tmp_path / "converted")
     path = tmp_path / "converted" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -110,6 +110,7 @@ def node(source, **encoder):
         encoder=EncoderConfig(weights=str(source), **encoder),
         encoder_config_file=str(source / "config.json"),
         vocab_file=str(source / "vocab.txt"),
+        lower_case=False,
         file_hashes=["1"],
     )
 

@@ -54,6 +54,7 @@ def test_overrides_replace_the_files_values(config_file):
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 8}),
         ("embedding_size", 4),
+        ("architectures", ["RobertaModel"]),
     ],
 )
 def test_an_unsupported_setting_is_refused_by_name(config_file, key, value):
@@ -65,6 +66,12 @@ def test_harmless_keys_of_other_tools_are_ignored(config_file):
     path = config_file(
         transformers_version="5.0", model_type="bert", is_decoder=False, position_embedding_type="absolute"
     )
+    assert read_geometry(path).hidden_size == 12
+
+
+def test_other_spellings_of_the_same_are_accepted(config_file):
+    path = config_file(hidden_act="gelu_python", architectures=["BertForMaskedLM"])
+    path.write_text("\ufeff" + path.read_text())
     assert read_geometry(path).hidden_size == 12
 
 
@@ -87,6 +94,10 @@ def test_a_size_that_is_no_number_is_named(config_file, value):
     ("key", "value", "message"),
     [
         ("num_attention_heads", 0, "num_attention_heads is 0; a layer has at least 1"),
+        ("intermediate_size", 0, "intermediate_size is 0; a layer has at least 1"),
+        ("hidden_size", 0, "hidden_size is 0; a number of at least 1 is needed"),
+        ("type_vocab_size", 0, "type_vocab_size is 0; a number of at least 1 is needed"),
+        ("max_position_embeddings", 0, "max_position_embeddings is 0; a number of at least 1 is needed"),
         ("layer_norm_eps", float("nan"), "layer_norm_eps is nan; a number of at least 0 is needed"),
         ("initializer_range", float("inf"), "initializer_range is inf; a number of at least 0 is needed"),
         ("hidden_dropout_prob", 1.5, "hidden_dropout_prob is 1.5; a share from 0 to 1 is needed"),
@@ -109,7 +120,8 @@ def test_random_weights_take_the_vocabularys_size(config_file):
     assert read_geometry(config_file(), EncoderConfig(), vocab_size=9).vocab_size == 9
 
 
-def test_pretrained_weights_need_their_own_vocabulary(config_file):
+def test_pretrained_weights_need_a_row_for_each_token(config_file):
+    assert read_geometry(config_file(), EncoderConfig(weights="model"), vocab_size=5).vocab_size == 5
     with pytest.raises(CheckpointError, match="vocab_size is 7, but the vocabulary has 9"):
         read_geometry(config_file(), EncoderConfig(weights="model"), vocab_size=9)
 

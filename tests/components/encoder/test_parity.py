@@ -49,7 +49,7 @@ def hidden_states(encoder, reference):
 def load(folder, vocab_file):
     encoder = BertEncoder(read_geometry(folder / "config.json"))
     encoder.build()
-    return encoder, load_weights(encoder, str(folder), vocab_file)
+    return encoder, load_weights(encoder, str(folder), vocab_file, True)
 
 
 @pytest.mark.slow
