@@ -1,5 +1,5 @@
-"""For all tests: TensorFlow's C++ side keeps its warnings, which can quote data, to itself, and Keras writes nothing to
-the home folder, as in a pipeline run; weights drawn for a test are the same in every run of it."""
+"""For all tests: libraries are set as in a pipeline run, but that TensorFlow's C++ side tells its errors; weights drawn
+for a test are the same in every run of it."""
 
 import contextlib
 import gc
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.environment import spare_the_collector
+from pipeline.environment import library_settings, spare_the_collector
 
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_HOME", os.devnull)
+os.environ.update(library_settings())
 # What XLA compiles runs once or twice here, so that making it fast takes longer than it saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 spare_the_collector()

@@ -22,3 +22,10 @@ def test_user_without_a_home_gets_one_that_libraries_can_name(monkeypatch: pytes
     assert (home.parent, home.stat().st_mode & 0o777) == (tmp_path, 0o700)
     home.chmod(0o777)  # as another's would be
     assert Path(library_settings()["HOME"]) != home
+
+
+def test_onednn_is_asked_for_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    assert library_settings()["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert library_settings()["TF_ENABLE_ONEDNN_OPTS"] == "0"
