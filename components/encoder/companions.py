@@ -16,6 +16,8 @@ from components.transform.vocab_file import SPECIAL_TOKENS, read_json, read_toke
 
 # By names of tokenizer_config.json and of tokenizer.json's normalizer: what tokenising here always does.
 _ALWAYS = ("do_basic_tokenize", "tokenize_chinese_chars", "handle_chinese_chars", "clean_text")
+# What tokenizer.json calls BERT's.
+_KINDS = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 _SPECIAL = (*SPECIAL_TOKENS, "[MASK]")
 
 
@@ -78,6 +80,11 @@ def _check_tokenizer(
     def refuse(what: str, remedy: str) -> CheckpointError:
         return CheckpointError(f"encoder.weights: the tokeniser in {folder} {what}; {remedy}")
 
+    for key, wanted in _KINDS.items() if whole else ():
+        found = whole.get(key)
+        kind = found.get("type") if isinstance(found, dict) else None
+        if kind != wanted:
+            raise refuse(f"has the {key} {kind}", f"only {wanted} is supported")
     for key in _ALWAYS:
         if settings.get(key) is False:
             raise refuse(f"has {key} false", "texts would be cut otherwise than in its training; this is not supported")

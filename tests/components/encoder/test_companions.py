@@ -27,7 +27,10 @@ def tokenizer_json(tokens: list[str], normalizer: dict | None = None, **model: o
     special = [{"id": n, "content": name, "special": True} for n, name in enumerate(SPECIAL)]
     vocabulary = {token: n for n, token in reversed(list(enumerate(tokens)))}
     wordpiece = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "vocab": vocabulary}
-    return {"added_tokens": special, "normalizer": NORMALIZER | (normalizer or {}), "model": wordpiece | model}
+    return {
+        "added_tokens": special, "normalizer": NORMALIZER | (normalizer or {}),
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "model": wordpiece | model,
+    }  # fmt: skip
 
 
 def json_of(*arguments: object, **model: object) -> dict:
@@ -80,6 +83,8 @@ def test_a_tokeniser_that_cuts_texts_as_ours_is_accepted(
         (LOWER, True, json_of(LOWER, {"handle_chinese_chars": False}), "handle_chinese_chars false"),
         (LOWER, True, json_of(LOWER, {"clean_text": False}), "clean_text false"),
         (LOWER, True, config_of(do_basic_tokenize=False), "do_basic_tokenize false"),
+        (LOWER, True, json_of(LOWER, {"type": "Sequence"}), "has the normalizer Sequence; only BertNormalizer is"),
+        (LOWER, True, {"tokenizer": tokenizer_json(LOWER) | {"pre_tokenizer": None}}, "has the pre_tokenizer None"),
         (LOWER, True, {"added_tokens": {"@GENE$": 9}}, "adds 1 tokens to WordPiece's, the first '@GENE\\$'"),
         (LOWER, True, config_of(added_tokens_decoder={"9": {"content": "@CHEM$"}}), "first '@CHEM"),
         (LOWER, True, json_of([*LOWER[:5], "##s", "fever", *LOWER[7:]]), "tokenizer.vocab at .*json"),
@@ -93,6 +98,41 @@ def test_a_tokeniser_that_cuts_texts_otherwise_is_refused_by_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         check(tmp_path, tokens, lower_case, **files)
+
+
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize("accents", [None, True, False])
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_a_folder_that_transformers_wrote_is_accepted_exactly_where_ids_are_equal(
+    tmp_path: Path, lower_case: bool, accents: bool | None, chinese: bool
+) -> None:
+    from transformers import BertTokenizer
+
+    words = [
+        "fever",
+        "Fever",
+        "resume",
+        "r\u00e9sum\u00e9",
+        "\u4e2d",
+        "\u6587",
+        "\u4e2d\u6587",
+        *(f"t{n}" for n in range(200)),
+    ]
+    tokens = [*SPECIAL, *words]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    theirs = BertTokenizer.from_pretrained(
+        tmp_path / "in", do_lower_case=lower_case, strip_accents=accents, tokenize_chinese_chars=chinese
+    )
+    theirs.save_pretrained(tmp_path / "beside")
+    texts = ["Fever fever", "resume r\u00e9sum\u00e9 R\u00c9SUM\u00c9", "\u4e2d\u6587"]
+    ours = WordPiece(tokens, lower_case=lower_case).encode(texts, max_length=16).input_ids.to_list()
+    if theirs(texts)["input_ids"] == ours:
+        check(tmp_path, tokens, lower_case)
+        assert find_source(str(tmp_path / "beside")).vocab == tmp_path / "beside" / "tokenizer.json"
+    else:
+        with pytest.raises(CheckpointError, match=r"strip_accents|tokenize_chinese_chars"):
+            check(tmp_path, tokens, lower_case)
 
 
 def test_a_damaged_file_beside_the_weights_is_named(tmp_path: Path) -> None:
