@@ -14,6 +14,7 @@ from components.encoder.config import read_geometry
 from components.errors import ExportError
 from components.export import admission, int8
 from components.export.paths import float32_dir
+from components.trainer.fit import meaning_of
 from components.trainer.run_fn import run_fn
 from components.trainer.warm_start import warm_start
 from components.transform.keys import text_key
@@ -76,7 +77,9 @@ def assert_warm_start_gives_float32(args, expected):
     config = args.custom_config
     geometry = read_geometry(config["encoder_config_file"], vocab_size=22)
     model = build_classifier(geometry, HeadConfig.model_validate(config["head"]), "multiclass", 3, 1, 16)
-    assert warm_start(model, args.serving_model_dir)["source"] == float32_dir(args.serving_model_dir)
+    assert warm_start(model, args.serving_model_dir, meaning_of(config))["source"] == float32_dir(
+        args.serving_model_dir
+    )
     tokens = tf.saved_model.load(args.serving_model_dir).signatures["tokens"](text=tf.constant(TEXTS))
     batch = {"ids": tokens["input_ids"], "row_lengths": tokens["row_lengths"]}
     logits = model({name: tf.cast(values, tf.int32) for name, values in batch.items()})
