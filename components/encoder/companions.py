@@ -36,13 +36,14 @@ def check_companions(source: Source, geometry: BertGeometry, vocab_file: str | P
     """
     if source.config is not None:
         _check_config(source, read_geometry(source.config), geometry)
-    if source.vocab is not None and read_tokens(source.vocab) != read_tokens(vocab_file):
+    tokens = read_tokens(vocab_file)
+    if source.vocab is not None and read_tokens(source.vocab) != tokens:
         raise CheckpointError(
             f"encoder.weights: {vocab_file} is not the vocabulary of the weights; point tokenizer.vocab at "
             f"{source.vocab}"
         )
     if source.tokenizer:
-        _check_tokenizer({file.name: read_json(file) for file in source.tokenizer}, source, vocab_file, lower_case)
+        _check_tokenizer(source, tokens, lower_case)
 
 
 def _check_config(source: Source, own: BertGeometry, geometry: BertGeometry) -> None:
@@ -50,26 +51,25 @@ def _check_config(source: Source, own: BertGeometry, geometry: BertGeometry) -> 
     keys = ["hidden_size", "layer_norm_eps"]
     keys += ["num_attention_heads", "intermediate_size"] if geometry.num_hidden_layers else []
     keys += [] if geometry.layers_chosen else ["num_hidden_layers"]
-    # Rows beyond the vocabulary, which were added to reach a round number, have no tokens.
-    keys += [] if source.vocab is not None and own.vocab_size > geometry.vocab_size else ["vocab_size"]
+    spare = own.vocab_size > geometry.vocab_size
+    keys += [] if spare else ["vocab_size"]
     for key in keys:
-        if getattr(own, key) == getattr(geometry, key):
-            continue
-        if key == "vocab_size" and own.vocab_size > geometry.vocab_size:
+        if getattr(own, key) != getattr(geometry, key):
             raise CheckpointError(
-                f"encoder.weights: {source.config} has vocab_size {own.vocab_size}, but the vocabulary has "
-                f"{geometry.vocab_size} entries, and none stands beside the weights; use the one that they were "
-                "trained with (tokenizer.vocab), or put a copy of it beside them if their further rows have no tokens"
+                f"encoder.weights: {source.config} has {key} {getattr(own, key)}, but the encoder is configured "
+                f"with {getattr(geometry, key)}; point encoder.config at that file and remove the override"
             )
+    # Rows that were added to reach a round number have no tokens: the vocabulary beside the weights shows that.
+    if spare and source.vocab is None:
         raise CheckpointError(
-            f"encoder.weights: {source.config} has {key} {getattr(own, key)}, but the encoder is configured "
-            f"with {getattr(geometry, key)}; point encoder.config at that file and remove the override"
+            f"encoder.weights: {source.config} has vocab_size {own.vocab_size}, but the vocabulary has "
+            f"{geometry.vocab_size} entries, and none stands beside the weights; use the one that they were "
+            "trained with (tokenizer.vocab), or put a copy of it beside them if their further rows have no tokens"
         )
 
 
-def _check_tokenizer(
-    files: dict[str, dict[str, Any]], source: Source, vocab_file: str | Path, lower_case: bool
-) -> None:
+def _check_tokenizer(source: Source, tokens: Sequence[str], lower_case: bool) -> None:
+    files = {file.name: read_json(file) for file in source.tokenizer}
     config, whole = files.get("tokenizer_config.json", {}), files.get("tokenizer.json", {})
     normalizer = whole.get("normalizer")
     normalizer = normalizer if isinstance(normalizer, dict) else {}
@@ -97,7 +97,7 @@ def _check_tokenizer(
         )
     # Published cased models often lack the file or have it wrong: the vocabulary tells, where it can.
     folds = settings.get("do_lower_case")
-    if folds is not None and bool(folds) != lower_case and is_cased(read_tokens(vocab_file)) is None:
+    if folds is not None and bool(folds) != lower_case and is_cased(tokens) is None:
         raise refuse(
             f"has do_lower_case {str(bool(folds)).lower()}, but tokenizer.lower_case is {str(lower_case).lower()}",
             "set it likewise",

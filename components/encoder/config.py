@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from components.config import EncoderConfig
 from components.errors import CheckpointError, ConfigError
-from components.transform.vocab_file import read_tokens
+from components.transform.vocab_file import read_json, read_tokens
 
 _OVERRIDES = (
     "hidden_size",
@@ -81,13 +80,9 @@ def read_geometry(
       ConfigError: the sizes do not fit together, or the file is not readable JSON.
     """
     try:
-        raw = json.loads(Path(config_file).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"encoder.config: {config_file} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(f"encoder.config: {config_file} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"encoder.config: {config_file} must hold one JSON object")
+        raw = read_json(config_file)
+    except ConfigError as error:
+        raise ConfigError(f"encoder.config: {error}") from None
     _refuse_unsupported(config_file, raw)
     geometry = BertGeometry(**{"vocab_size": vocab_size or 0, **{k: raw[k] for k in _KEYS if k in raw}})
     _check_types(config_file, geometry)

@@ -76,10 +76,10 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ConfigError(f"{path}: is not JSON; fetch it anew") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: must hold one JSON object; fetch it anew")
+        raise ConfigError(f"{path}: must hold one JSON object")
     return found
 
 
